@@ -1,0 +1,1 @@
+"""Transfer learning across species, cell types and perturbations, built on scvi-tools."""
