@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scvi.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
+
+from transverse.nn import candidate_log_likelihood, nb_log_likelihood, zinb_log_likelihood
+
+
+@pytest.fixture
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    n_cells, n_genes, n_profiles = 7, 40, 11
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    scale = torch.softmax(3 * rand(n_profiles, n_genes), -1)
+    return {
+        "x": torch.poisson(2 * rand(n_cells, n_genes), generator=generator),
+        "library": 20 + 80 * rand(n_cells, 1),
+        "scale": scale,
+        "theta": 0.2 + 3 * rand(n_genes),
+        "theta_cells": 0.2 + 3 * rand(n_cells, n_genes),
+        "zi_logits": 4 * rand(n_profiles, n_genes) - 2,
+        "candidates": torch.randint(n_profiles, (n_cells, 5), generator=generator),
+    }
+
+
+def test_nb_is_scipys_negative_binomial(problem):
+    mu = problem["library"] * problem["scale"][:7]
+    theta = problem["theta"]
+    expected = stats.nbinom.logpmf(problem["x"].numpy(), theta.numpy(), (theta / (theta + mu)).numpy()).sum(1)
+    result = nb_log_likelihood(problem["x"], mu, theta)
+    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("theta_key", ["theta", "theta_cells"])
+def test_sums_and_gradients_equal_scvi(problem, theta_key):
+    def run(function):
+        mu = (problem["library"] * problem["scale"][:7]).clone().requires_grad_()
+        theta = problem[theta_key].clone().requires_grad_()
+        logits = problem["zi_logits"][:7].clone().requires_grad_()
+        total = function(problem["x"], mu, theta, logits)
+        total.sum().backward()
+        return total, mu.grad, theta.grad, logits.grad
+
+    pairs = [
+        (
+            lambda x, m, t, _: nb_log_likelihood(x, m, t),
+            lambda x, m, t, _: NegativeBinomial(mu=m, theta=t).log_prob(x).sum(-1),
+        ),
+        (
+            zinb_log_likelihood,
+            lambda x, m, t, u: ZeroInflatedNegativeBinomial(mu=m, theta=t, zi_logits=u).log_prob(x).sum(-1),
+        ),
+    ]
+    for ours, theirs in pairs:
+        for a, b in zip(run(ours), run(theirs), strict=True):
+            if b is not None:
+                torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("theta_key", ["theta", "theta_cells"])
+@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
+@pytest.mark.parametrize("max_pairs", [1, 10, 1000])
+def test_candidate_scores_differ_from_the_full_likelihood_by_a_constant_per_cell(
+    problem, theta_key, likelihood, max_pairs
+):
+    x, library, candidates = problem["x"], problem["library"], problem["candidates"]
+    logits = problem["zi_logits"] if likelihood == "zinb" else None
+    scores = candidate_log_likelihood(
+        x, library, problem["scale"], problem[theta_key], candidates, logits, max_pairs=max_pairs
+    )
+    full = torch.empty_like(scores)
+    for j in range(candidates.shape[1]):
+        mu = library * problem["scale"][candidates[:, j]]
+        if likelihood == "nb":
+            px = NegativeBinomial(mu=mu, theta=problem[theta_key])
+        else:
+            px = ZeroInflatedNegativeBinomial(mu=mu, theta=problem[theta_key], zi_logits=logits[candidates[:, j]])
+        full[:, j] = px.log_prob(x).sum(-1)
+    offset = full - scores
+    torch.testing.assert_close(offset, offset[:, :1].expand_as(offset), rtol=1e-4, atol=1e-3)
+    assert torch.equal(scores.argmax(1), full.argmax(1))
+
+
+def test_all_zero_cell_is_scored():
+    x = torch.zeros(1, 3)
+    scale = torch.tensor([[0.2, 0.3, 0.5], [0.98, 0.01, 0.01]])
+    theta = torch.tensor([1.0, 1.0, 1.0])
+    scores = candidate_log_likelihood(x, torch.ones(1, 1), scale, theta, torch.tensor([[0, 1]]))
+    expected = [stats.nbinom.logpmf(0, 1.0, 1 / (1 + s.numpy())).sum() for s in scale]
+    np.testing.assert_allclose((scores[0, 0] - scores[0, 1]).item(), expected[0] - expected[1], rtol=1e-4)

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from sklearn.metrics import pairwise_distances
+
+from transverse.scspecies._neighbors import eligible_cells, nearest_neighbors, transform_counts, vote
+
+
+@pytest.fixture
+def features():
+    rng = np.random.default_rng(0)
+    return [sp.csr_matrix(rng.poisson(0.7, size=(n, 30)).astype(np.float32)) for n in (700, 150)]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("max_memory", [1, 256 * 2**20])
+def test_exact_search_equals_all_pairs(features, metric, max_memory):
+    context, target = features
+    index, distance = nearest_neighbors(context, target, 9, metric=metric, max_memory=max_memory)
+    full = pairwise_distances(target, context, metric=metric)
+    np.testing.assert_allclose(distance, np.sort(full, axis=1)[:, :9], atol=1e-3)
+    np.testing.assert_allclose(np.take_along_axis(full, index, axis=1), distance, atol=1e-3)
+
+
+def test_pynndescent_finds_nearly_the_same(features):
+    context, target = features
+    exact, _ = nearest_neighbors(context, target, 25, method="exact")
+    approximate, _ = nearest_neighbors(context, target, 25, method="pynndescent", seed=1)
+    recall = np.mean([len(set(a) & set(b)) / 25 for a, b in zip(exact, approximate, strict=True)])
+    assert recall > 0.95
+
+
+def test_more_neighbours_than_the_first_chunk_holds():
+    points = np.arange(600, dtype=np.float32)[:, None]
+    index, _ = nearest_neighbors(points, points[:1], 400, metric="euclidean", max_memory=1)
+    np.testing.assert_array_equal(np.sort(index[0]), np.arange(400))
+
+
+def test_unknown_metric_and_normalization(features):
+    with pytest.raises(ValueError, match="'cosine' and 'euclidean'.*'nonsense'"):
+        nearest_neighbors(*features, 3, metric="nonsense", method="exact")
+    with pytest.raises(ValueError, match="expected 'library' or 'none'"):
+        transform_counts(features[0], "nonsense")
+
+
+def test_transform_counts(features):
+    counts = features[0]
+    before = counts.copy()
+    total = np.asarray(counts.sum(1)).ravel()
+    np.testing.assert_allclose(
+        transform_counts(counts).toarray(), np.log1p(counts.toarray() / total[:, None] * 1e4), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        transform_counts(counts, library=2 * total).toarray(),
+        np.log1p(counts.toarray() / (2 * total[:, None]) * 1e4),
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(transform_counts(counts, "none").toarray(), np.log1p(counts.toarray()), rtol=1e-6)
+    assert (counts != before).nnz == 0
+
+
+def test_transform_counts_of_an_empty_cell():
+    result = transform_counts(sp.csr_matrix([[0, 0], [1, 3]]))
+    assert np.isfinite(result.toarray()).all()
+    assert result[0].nnz == 0
+
+
+def test_vote_counts_the_majority_and_its_share():
+    codes = np.array([[0, 1, 1, 2], [2, 2, 2, 2], [0, 1, 0, 1], [-1, -1, -1, 1], [-1, -1, -1, -1]])
+    label, share = vote(codes, 3)
+    np.testing.assert_array_equal(label, [1, 2, 0, 1, -1])
+    np.testing.assert_allclose(share, [0.5, 1, 0.5, 0.25, 0])
+
+
+def test_weighted_vote():
+    label, share = vote(np.array([[0, 1, 1]]), 2, np.array([[3.0, 1.0, 1.0]]))
+    assert label[0] == 0
+    np.testing.assert_allclose(share, [0.6])
+
+
+def test_eligible_cells_are_the_best_of_their_label():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [100, 50, 1])
+    agreement = rng.random(151)
+    chosen = eligible_cells(labels, agreement, 0.8)
+    for label, n in ((0, 20), (1, 10), (2, 1)):
+        of_label = labels == label
+        assert chosen[of_label].sum() == n
+        assert agreement[of_label & chosen].min() >= np.sort(agreement[of_label])[-n]
+
+
+def test_eligible_ties_are_broken_at_random_not_by_position():
+    agreement = np.ones(1000)
+    chosen = [eligible_cells(np.zeros(1000, int), agreement, 0.5, seed) for seed in (0, 1)]
+    assert chosen[0].sum() == chosen[1].sum() == 500
+    assert (chosen[0] != chosen[1]).any()
+    assert 150 < chosen[0][:500].sum() < 350
+
+
+def test_unlabelled_cells_are_not_eligible():
+    assert not eligible_cells(np.array([-1, -1, 0]), np.array([1.0, 1.0, 0.2]), 0.0)[:2].any()
