@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-import rich.pretty  # noqa: F401  scvi-tools 1.4.2 uses rich.pretty in view_anndata_setup without importing it
+import rich.pretty  # noqa: F401  view_anndata_setup of scvi-tools 1.4.2 needs it and does not import it
 import torch
 from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
 from scvi.model import SCVI
-from scvi.model._utils import _init_library_size, get_max_epochs_heuristic, use_distributed_sampler
+from scvi.model._utils import _init_library_size, use_distributed_sampler
 from scvi.module._constants import MODULE_KEYS
 from scvi.utils._docstrings import devices_dsp
 
 __all__ = [
     "MODULE_KEYS",
     "REGISTRY_KEYS",
+    "categories_per_covariate",
     "devices_dsp",
-    "get_max_epochs_heuristic",
     "init_library_size",
+    "registered_layer",
+    "saved_var_names",
     "use_distributed_sampler",
     "vae_kwargs",
 ]
 
 init_library_size = _init_library_size
+
+
+def saved_var_names(dir_path: str | os.PathLike, prefix: str | None = None) -> list[str]:
+    """Gene names of a saved model, without loading its weights; empty if the file is not there."""
+    path = os.path.join(dir_path, f"{prefix or ''}model.pt")
+    if not os.path.exists(path):
+        return []
+    # the file is scvi-tools' own format, which stores more than tensors
+    saved = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    return [str(name) for name in saved["var_names"]]
+
+
+def registered_layer(manager: AnnDataManager) -> str | None:
+    """Name of the layer that a model reads its counts from, or None for ``X``."""
+    registry = manager.data_registry[REGISTRY_KEYS.X_KEY]
+    return registry["attr_key"] if registry["attr_name"] == "layers" else None
+
+
+def categories_per_covariate(registry: dict[str, Any]) -> list[int] | None:
+    """Number of categories of every extra categorical covariate in a registry, or None without any."""
+    state = registry["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
+    counts = state.get("n_cats_per_key")
+    return [int(n) for n in counts] if counts else None
 
 
 def vae_kwargs(model: SCVI) -> dict[str, Any]:
@@ -32,18 +59,16 @@ def vae_kwargs(model: SCVI) -> dict[str, Any]:
     """
     params = model.init_params_
     kwargs = {**params["non_kwargs"], **params["kwargs"].get("kwargs", {})}
+    # every parameter of SCVI's constructor that is not one of the network
+    for name in ("adata", "registry"):
+        kwargs.pop(name, None)
     stats = model.summary_stats
-    n_cats_per_cov = None
-    if REGISTRY_KEYS.CAT_COVS_KEY in model.adata_manager.data_registry:
-        n_cats_per_cov = [
-            int(n) for n in model.adata_manager.get_state_registry(REGISTRY_KEYS.CAT_COVS_KEY).n_cats_per_key
-        ]
     kwargs.update(
         n_input=int(stats.n_vars),
         n_batch=int(stats.n_batch),
         n_labels=int(stats.n_labels),
         n_continuous_cov=int(stats.get("n_extra_continuous_covs", 0)),
-        n_cats_per_cov=n_cats_per_cov,
+        n_cats_per_cov=categories_per_covariate(model.registry),
         use_size_factor_key=bool(model.module.use_size_factor_key),
         use_observed_lib_size=bool(model.module.use_observed_lib_size),
     )

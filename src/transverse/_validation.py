@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
@@ -30,6 +31,24 @@ def check_unique_var_names(adata: AnnData, name: str = "adata") -> None:
             f"{name}.var_names must be unique, but these repeat: {examples(names[names.duplicated()].unique())}. "
             f"Call {name}.var_names_make_unique() first."
         )
+
+
+def align_genes(adata: AnnData, var_names: Sequence[str], name: str = "adata") -> AnnData:
+    """``adata`` with the genes that a model was trained on, in the model's order.
+
+    Returns the object itself if nothing has to change, a copy if genes were reordered or are more than needed, and
+    raises a ValueError if genes are missing.
+    """
+    if adata.n_vars == len(var_names) and np.array_equal(adata.var_names, var_names):
+        return adata
+    check_unique_var_names(adata, name)
+    missing = pd.Index(var_names).difference(adata.var_names, sort=False)
+    if len(missing):
+        raise ValueError(
+            f"{len(missing)} of the {len(var_names)} genes that the model was trained on are missing in {name}: "
+            f"{examples(missing)}. {name} has, for example: {examples(adata.var_names)}."
+        )
+    return adata[:, list(var_names)].copy()
 
 
 def iter_rows(adata: AnnData, layer: str | None = None, size: int = 8192) -> Iterator[sp.csr_matrix | np.ndarray]:
@@ -71,3 +90,39 @@ def check_no_empty_cells(adata: AnnData, layer: str | None = None, name: str = "
             f"{int(empty.sum())} cells of {name} have no counts on these genes: {examples(adata.obs_names[empty])}. "
             "Remove them, e.g. with sc.pp.filter_cells(adata, min_counts=1)."
         )
+
+
+def check_setup(
+    adata: AnnData,
+    layer: str | None,
+    *,
+    batch_key: str | None = None,
+    categorical: Sequence[str] = (),
+    continuous: Sequence[str] = (),
+) -> None:
+    """Check everything that a count model registers, before it registers anything."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"adata must be an AnnData, but got {type(adata).__name__}.")
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(f"adata is empty: it has {adata.n_obs} cells and {adata.n_vars} genes.")
+    keys = {"categorical_covariate_keys": categorical, "continuous_covariate_keys": continuous}
+    for argument, columns in {"batch_key": [] if batch_key is None else [batch_key], **keys}.items():
+        for key in columns:
+            check_obs_key(adata, key, argument)
+            if (missing := adata.obs[key].isna()).any():
+                raise ValueError(
+                    f"adata.obs[{key!r}] ({argument}) is missing for {int(missing.sum())} cells: "
+                    f"{examples(adata.obs_names[missing.to_numpy()])}. Fill it in or remove the cells."
+                )
+    for key in continuous:
+        if not pd.api.types.is_numeric_dtype(adata.obs[key]):
+            raise ValueError(f"adata.obs[{key!r}] (continuous_covariate_keys) must be numeric.")
+    check_unique_var_names(adata)
+    check_counts(adata, layer)
+    check_no_empty_cells(adata, layer)
+
+
+def check_n_neighbors(n_neighbors: int, n_cells: int) -> None:
+    """Raise a ValueError unless there are as many context cells as neighbours."""
+    if not 1 <= n_neighbors <= n_cells:
+        raise ValueError(f"n_neighbors={n_neighbors} must be between 1 and the number of context cells, {n_cells}.")

@@ -1,17 +1,84 @@
-"""What is taken from a context model: its fitness for the method, and its cells' representations."""
+"""The context model: how to build one, whether one fits, and what is taken from it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
+from anndata import AnnData
 from scvi.model import SCVI
+from scvi.model.base import BaseModelClass
 from scvi.module import VAE
 
-from transverse._validation import check_obs_key
+from transverse._compat import REGISTRY_KEYS, registered_layer
+from transverse._validation import check_counts, check_obs_key, iter_rows
 from transverse.nn import encoder_linear_inputs
+
+from ._module import ScSpeciesVAE
+from ._neighbors import transform_counts
+
+# Keyword arguments of a training plan that trains a context as the paper does; scvi-tools' own schedule raises the KL
+# weight over 400 epochs.
+CONTEXT_PLAN = {"n_epochs_kl_warmup": 10, "min_kl_weight": 0.1, "eps": 1e-8, "weight_decay": 0.0}
+
+
+def default_epochs(n_cells: int) -> int:
+    """Epochs of the paper: 30 for more than 10,000 cells, 60 otherwise."""
+    return 30 if n_cells > 10_000 else 60
+
+
+def make_context(
+    adata: AnnData,
+    n_hidden: int = 256,
+    n_latent: int = 10,
+    n_layers: int = 2,
+    gene_likelihood: Literal["zinb", "nb"] = "zinb",
+    dispersion: Literal["gene", "gene-batch"] = "gene-batch",
+    clip_activation: bool = True,
+    **kwargs,
+) -> SCVI:
+    """Build a model of the context species: a :class:`scvi.model.SCVI` with the paper's architecture.
+
+    Layer normalisation, two hidden layers, ten latent dimensions, and covariates that enter the first layer only. The
+    paper's hidden layers have 300 and 200 units; those of SCVI are of one width.
+
+    Parameters
+    ----------
+    adata
+        Context data, registered with ``scvi.model.SCVI.setup_anndata``.
+    n_hidden, n_latent, n_layers, gene_likelihood, dispersion
+        As in :class:`scvi.model.SCVI`.
+    clip_activation
+        Clip the activations to [0, 6] as in the paper; the published package does not.
+    **kwargs
+        Further arguments of :class:`scvi.model.SCVI` and :class:`scvi.module.VAE`.
+
+    Returns
+    -------
+    An untrained model.
+    """
+    defaults: dict[str, Any] = {
+        "encode_covariates": True,
+        "deeply_inject_covariates": False,
+        "use_batch_norm": "none",
+        "use_layer_norm": "both",
+    }
+    if clip_activation:
+        activation = {"activation_fn": torch.nn.ReLU6}
+        defaults.update(extra_encoder_kwargs=activation, extra_decoder_kwargs=dict(activation))
+    return SCVI(
+        adata,
+        n_hidden=n_hidden,
+        n_latent=n_latent,
+        n_layers=n_layers,
+        gene_likelihood=gene_likelihood,
+        dispersion=dispersion,
+        **{**defaults, **kwargs},
+    )
 
 
 def check_context_model(model: SCVI, n_outer_layers: int) -> None:
@@ -22,8 +89,9 @@ def check_context_model(model: SCVI, n_outer_layers: int) -> None:
         raise ValueError("The context model is not trained. Call its train() first.")
     if model.adata is None:
         raise ValueError("The context model has no AnnData. Load it with one: scvi.model.SCVI.load(path, adata=...).")
-    if model.minified_data_type is not None:
-        raise ValueError("The context model is minified: its counts are gone. Load it with the full AnnData.")
+    if (minified := model.minified_data_type) is not None:
+        raise ValueError(f"The context model is minified ({minified}): its counts are gone. Load it with the full data.")
+    check_counts(model.adata, registered_layer(model.adata_manager), "the context's AnnData")
     module = model.module
     if module.latent_distribution != "normal":
         raise ValueError(f"The context's latent_distribution must be 'normal', but is {module.latent_distribution!r}.")
@@ -71,10 +139,23 @@ def resolve_labels_keys(model: SCVI, labels_key: str | Sequence[str] | None) -> 
     return keys
 
 
-def encode_cells(module, vae: VAE, loader) -> dict[str, torch.Tensor]:
-    """Intermediate representation, posterior mean and standard deviation of all cells of a data loader."""
-    parts = []
-    with torch.inference_mode():
-        for tensors in loader:
-            parts.append({k: v.cpu() for k, v in module.encode(vae, tensors).items()})
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+@torch.inference_mode()
+def encode_cells(module: ScSpeciesVAE, model: SCVI) -> dict[str, torch.Tensor]:
+    """Intermediate representation, posterior mean and standard deviation of all cells of a context model."""
+    context = model.module.eval()
+    loader = model._make_data_loader(model.adata)
+    parts = [
+        module.encode(context, {key: value.to(context.device) for key, value in tensors.items()}) for tensors in loader
+    ]
+    return {key: torch.cat([part[key].cpu() for part in parts]) for key in parts[0]}
+
+
+def shared_features(model: BaseModelClass, matrix: sp.csr_matrix, normalization: str) -> sp.csr_matrix:
+    """Log-transformed counts of a model's cells on the orthologous genes, of shape ``(n_cells, n_groups)``."""
+    layer = registered_layer(model.adata_manager)
+    blocks = []
+    for block in iter_rows(model.adata, layer):
+        block = sp.csr_matrix(block, dtype=np.float32)
+        library = np.asarray(block.sum(axis=1)).ravel()
+        blocks.append(transform_counts(block @ matrix, normalization, library))
+    return sp.vstack(blocks, format="csr")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import numpy as np
 from scvi.data import AnnDataManager, AnnTorchDataset
 from scvi.dataloaders import DataSplitter
@@ -59,3 +61,9 @@ class CandidateDataSplitter(DataSplitter):
 
     def __init__(self, adata_manager: AnnDataManager, candidates: np.ndarray, eligible: np.ndarray, **kwargs):
         super().__init__(_CandidateManager(adata_manager, candidates, eligible), **kwargs)
+
+
+def leaves_tiny_batch(n_obs: int, train_size: float, batch_size: int) -> bool:
+    """Whether an epoch would end on one or two cells, too few for batch normalisation."""
+    n_train = ceil(train_size * n_obs)
+    return n_train > batch_size and 0 < n_train % batch_size < 3

@@ -1,74 +1,139 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalJointObsField, CategoricalObsField, LayerField, NumericalJointObsField
 from scvi.model import SCVI
-from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
+from scvi.model.base import BaseModelClass, RNASeqMixin, VAEMixin
 from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
-from transverse._compat import REGISTRY_KEYS, init_library_size, use_distributed_sampler, vae_kwargs
-from transverse._validation import check_counts, check_no_empty_cells, check_obs_key, check_unique_var_names, iter_rows
+from transverse._compat import (
+    REGISTRY_KEYS,
+    categories_per_covariate,
+    devices_dsp,
+    init_library_size,
+    saved_var_names,
+    use_distributed_sampler,
+    vae_kwargs,
+)
+from transverse._validation import align_genes, check_n_neighbors, check_setup
 from transverse.pp import match_orthologs
 
-from ._context import check_context_model, context_labels, encode_cells, resolve_labels_keys
-from ._data import CandidateDataSplitter
+from ._context import (
+    check_context_model,
+    context_labels,
+    default_epochs,
+    encode_cells,
+    make_context,
+    resolve_labels_keys,
+    shared_features,
+)
+from ._data import CandidateDataSplitter, leaves_tiny_batch
 from ._module import ScSpeciesVAE
-from ._neighbors import eligible_cells, nearest_neighbors, transform_counts, vote
+from ._neighbors import eligible_cells, nearest_neighbors, vote
 from ._training_plan import ScSpeciesTrainingPlan
+from ._transfer import Vote, label_table, rank_candidates
 
 
-class ScSpecies(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
-    """Prototype."""
+class ScSpecies(RNASeqMixin, VAEMixin, BaseModelClass):
+    r"""scSpecies :cite:p:`Schaechter2025`: a scVI model of one species carried to another.
+
+    A model trained on an annotated *context* species lends the inner layers of its encoder to a new model of the
+    *target* species. Those layers stay frozen; the target learns its own outer encoder layers and decoder, so the two
+    species need not share all their genes. Cells of the target whose nearest context cells on orthologous genes agree
+    in their label are pulled, in the intermediate representation, towards the one of those neighbours under which their
+    counts are most likely. All other cells follow by their likeness to them.
+
+    Models are made with :meth:`from_scvi_model`, not by calling the class.
+
+    Parameters
+    ----------
+    adata
+        Target data, registered by :meth:`setup_anndata`.
+    registry
+        Registry of a saved model that is loaded without data.
+    context_kwargs
+        Keyword arguments that rebuild the context's :class:`scvi.module.VAE`.
+    n_context_cells
+        Number of context cells.
+    n_outer_layers
+        Encoder layers that the target learns anew.
+    is_shared
+        Boolean array of shape ``(n_genes,)``: target genes with an orthologue in the context.
+    gene_likelihood, dispersion, use_observed_lib_size
+        Of the target's decoder, as in :class:`scvi.model.SCVI`; ``None`` takes the context's.
+    **kwargs
+        Keyword arguments of :class:`~transverse.scspecies.ScSpeciesVAE`.
+
+    Examples
+    --------
+    >>> import scvi, transverse as tv
+    >>> data = tv.datasets.simulate_species("tiny")
+    >>> mouse, human = data["mouse"], data["human"]
+    >>> scvi.model.SCVI.setup_anndata(mouse, batch_key="batch")
+    >>> context = tv.ScSpecies.make_context(mouse)
+    >>> context.train(max_epochs=20)
+    >>> tv.ScSpecies.setup_anndata(human, batch_key="batch")
+    >>> model = tv.ScSpecies.from_scvi_model(context, human, human.uns["orthologs"], labels_key="cell_type")
+    >>> model.train(max_epochs=20)
+    >>> human.obsm["X_scSpecies"] = model.get_latent_representation()
+    >>> mouse.obsm["X_scSpecies"] = model.get_context_representation()
+    >>> labels = model.transfer_labels()
+
+    Notes
+    -----
+    See the :doc:`user guide </user_guide/scspecies>` for the equations, what is assumed, and measured limits.
+    """
 
     _module_cls = ScSpeciesVAE
     _training_plan_cls = ScSpeciesTrainingPlan
     _data_splitter_cls = CandidateDataSplitter
     _train_runner_cls = TrainRunner
 
+    make_context = staticmethod(make_context)
+
     def __init__(
         self,
-        adata: AnnData,
-        context_kwargs: dict[str, Any],
-        n_context_cells: int,
+        adata: AnnData | None = None,
+        registry: dict | None = None,
+        context_kwargs: dict[str, Any] | None = None,
+        n_context_cells: int = 0,
         n_outer_layers: int = 1,
+        is_shared: np.ndarray | None = None,
         gene_likelihood: Literal["nb", "zinb"] | None = None,
         dispersion: Literal["gene", "gene-batch", "gene-cell"] | None = None,
         use_observed_lib_size: bool | None = None,
-        is_shared: np.ndarray | None = None,
         **kwargs,
     ):
-        super().__init__(adata)
-        context_kwargs = dict(context_kwargs)
-        stats = self.summary_stats
-        n_cats_per_cov = (
-            self.adata_manager.get_state_registry(REGISTRY_KEYS.CAT_COVS_KEY).n_cats_per_key
-            if REGISTRY_KEYS.CAT_COVS_KEY in self.adata_manager.data_registry
-            else None
-        )
-        inherited = (
-            "n_hidden", "n_latent", "n_layers", "dropout_rate", "log_variational", "use_batch_norm", "use_layer_norm",
-            "extra_encoder_kwargs", "extra_decoder_kwargs", "var_activation", "gene_likelihood", "dispersion",
-            "use_observed_lib_size",
-        )
-        module_kwargs = {key: context_kwargs[key] for key in inherited if key in context_kwargs}
-        chosen = {
-            "gene_likelihood": gene_likelihood, "dispersion": dispersion, "use_observed_lib_size": use_observed_lib_size
-        }
+        if context_kwargs is None:
+            raise TypeError("ScSpecies needs a context model: use ScSpecies.from_scvi_model(context_model, adata, ...).")
+        super().__init__(adata, registry)
+        module_kwargs = {key: context_kwargs[key] for key in _INHERITED if key in context_kwargs}
+        chosen = {"gene_likelihood": gene_likelihood, "dispersion": dispersion}
         module_kwargs.update({key: value for key, value in chosen.items() if value is not None})
-        module_kwargs.update(encode_covariates=True, deeply_inject_covariates=False)
-        module_kwargs.update(kwargs)
-        if not module_kwargs.get("use_observed_lib_size", True):
-            means, variances = init_library_size(self.adata_manager, stats.n_batch)
+        if use_observed_lib_size is not None:
+            module_kwargs["use_observed_lib_size"] = use_observed_lib_size
+        if module_kwargs["gene_likelihood"] not in ("nb", "zinb"):
+            raise ValueError(f"gene_likelihood must be 'nb' or 'zinb', but got {module_kwargs['gene_likelihood']!r}.")
+        if module_kwargs["dispersion"] not in ("gene", "gene-batch", "gene-cell"):
+            raise ValueError(
+                f"dispersion must be 'gene', 'gene-batch' or 'gene-cell', but got {module_kwargs['dispersion']!r}."
+            )
+        stats = self.summary_stats
+        if not module_kwargs["use_observed_lib_size"]:
+            shape = (1, stats.n_batch)
+            means, variances = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+            if adata is not None:  # otherwise they come with the saved weights
+                means, variances = init_library_size(self.adata_manager, stats.n_batch)
             module_kwargs.update(library_log_means=means, library_log_vars=variances)
         self.module = self._module_cls(
             n_input=stats.n_vars,
@@ -79,36 +144,17 @@ class ScSpecies(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass
             n_batch=stats.n_batch,
             n_labels=stats.n_labels,
             n_continuous_cov=stats.get("n_extra_continuous_covs", 0),
-            n_cats_per_cov=n_cats_per_cov,
-            **module_kwargs,
+            n_cats_per_cov=categories_per_covariate(self.registry),
+            encode_covariates=True,
+            deeply_inject_covariates=False,
+            **{**module_kwargs, **kwargs},
         )
-        self._model_summary_string = "ScSpecies"
+        self._model_summary_string = (
+            f"ScSpecies model: {stats.n_vars} target genes ({0 if is_shared is None else int(np.sum(is_shared))} with an "
+            f"orthologue), {n_context_cells} context cells, n_latent: {self.module.n_latent}, "
+            f"gene_likelihood: {self.module.gene_likelihood}, dispersion: {self.module.dispersion}."
+        )
         self.init_params_ = self._get_init_params(locals())
-
-    @staticmethod
-    def make_context(
-        adata: AnnData,
-        n_hidden: int = 256,
-        n_latent: int = 10,
-        n_layers: int = 2,
-        gene_likelihood: Literal["zinb", "nb"] = "zinb",
-        dispersion: Literal["gene", "gene-batch"] = "gene-batch",
-        clip_activation: bool = True,
-        **kwargs,
-    ) -> SCVI:
-        defaults: dict[str, Any] = {
-            "encode_covariates": True,
-            "deeply_inject_covariates": False,
-            "use_batch_norm": "none",
-            "use_layer_norm": "both",
-        }
-        if clip_activation:
-            defaults["extra_encoder_kwargs"] = {"activation_fn": torch.nn.ReLU6}
-            defaults["extra_decoder_kwargs"] = {"activation_fn": torch.nn.ReLU6}
-        return SCVI(
-            adata, n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, gene_likelihood=gene_likelihood,
-            dispersion=dispersion, **{**defaults, **kwargs},
-        )
 
     @classmethod
     @setup_anndata_dsp.dedent
@@ -121,14 +167,28 @@ class ScSpecies(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass
         continuous_covariate_keys: list[str] | None = None,
         **kwargs,
     ):
-        """%(summary)s."""
+        """%(summary)s.
+
+        Labels of the target are not registered: they never enter training.
+
+        Parameters
+        ----------
+        %(param_adata)s
+        %(param_layer)s
+        %(param_batch_key)s
+        %(param_cat_cov_keys)s
+        %(param_cont_cov_keys)s
+
+        Raises
+        ------
+        KeyError
+            If a key is not in ``adata``.
+        ValueError
+            If gene names repeat, the matrix does not hold raw counts, cells have no counts, or covariates are missing.
+        """
         setup_method_args = cls._get_setup_method_args(**locals())
-        check_unique_var_names(adata)
-        for name, key in [("batch_key", batch_key)]:
-            if key is not None:
-                check_obs_key(adata, key, name)
-        check_counts(adata, layer)
-        check_no_empty_cells(adata, layer)
+        categorical, continuous = categorical_covariate_keys or [], continuous_covariate_keys or []
+        check_setup(adata, layer, batch_key=batch_key, categorical=categorical, continuous=continuous)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
@@ -152,83 +212,338 @@ class ScSpecies(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass
         n_neighbors: int = 25,
         normalization: Literal["library", "none"] = "library",
         metric: str = "cosine",
+        method: Literal["auto", "exact", "pynndescent"] = "auto",
         n_outer_layers: int = 1,
         **kwargs,
     ) -> ScSpecies:
+        r"""Build a model of the target species from a trained model of the context species.
+
+        Searches the ``n_neighbors`` context cells nearest to every target cell on the orthologous genes (equation 11)
+        and encodes the context; nothing is trained yet.
+
+        Parameters
+        ----------
+        context_model
+            A trained :class:`scvi.model.SCVI` with its AnnData: at least two encoder layers, and no batch or other
+            covariate injected into the inner ones. :meth:`make_context` builds one.
+        adata
+            Target data, registered by :meth:`setup_anndata`.
+        orthologs
+            Orthologues of context and target genes: a table, a mapping or the name of a ``.var`` column; ``None``
+            matches gene names. See :func:`transverse.pp.match_orthologs`.
+        labels_key
+            Column, or columns, of the context's ``.obs`` with labels to transfer. The first one decides which cells
+            agree well enough for alignment. By default the labels that the context model was set up with.
+        policy
+            What to do with genes that have several orthologues.
+        n_neighbors
+            Neighbours, and candidates for alignment, of each target cell (:math:`k`; paper: 25).
+        normalization
+            Of the counts before the cosine distance: ``"library"`` takes ``log1p`` of counts per 10,000, ``"none"``
+            ``log1p`` of raw counts, as the paper does. The first was better in every comparison that we made.
+        metric, method
+            Distance and way of the neighbour search: exact in chunks, or by pynndescent for large contexts.
+        n_outer_layers
+            Encoder layers that the target learns anew (paper: 1).
+        **kwargs
+            Keyword arguments of the class and of :class:`~transverse.scspecies.ScSpeciesVAE`.
+
+        Returns
+        -------
+        An untrained model.
+
+        Raises
+        ------
+        ValueError
+            If the context model does not fit (the message says why), no genes are shared, or there are fewer context
+            cells than ``n_neighbors``.
+        """
         check_context_model(context_model, n_outer_layers)
         keys = resolve_labels_keys(context_model, labels_key)
+        check_n_neighbors(n_neighbors, context_model.adata.n_obs)
+        labels = context_labels(context_model.adata.obs, keys)
         match = match_orthologs(context_model.adata, adata, orthologs, policy=policy)
         is_shared = np.zeros(adata.n_vars, dtype=bool)
         is_shared[match.pairs["target_index"].to_numpy()] = True
         model = cls(
-            adata, context_kwargs=vae_kwargs(context_model), n_context_cells=context_model.adata.n_obs,
-            n_outer_layers=n_outer_layers, is_shared=is_shared, **kwargs,
+            adata,
+            context_kwargs=vae_kwargs(context_model),
+            n_context_cells=context_model.adata.n_obs,
+            n_outer_layers=n_outer_layers,
+            is_shared=is_shared,
+            **kwargs,
         )
-        module = model.module
-        module.context.load_state_dict(context_model.module.state_dict())
-        module.eval()
-        encoded = encode_cells(module, module.context, context_model._make_data_loader(context_model.adata))
-        for name in ("mean", "scale", "intermediate"):
-            getattr(module, f"context_{name}").copy_(encoded[name])
-        context_shared = _shared_features(context_model, match.context_matrix(), normalization)
-        target_shared = _shared_features(model, match.target_matrix(), normalization)
-        model.neighbors_, _ = nearest_neighbors(context_shared, target_shared, n_neighbors, metric=metric)
-        model.labels_ = context_labels(context_model.adata.obs, keys)
+        model.module.set_context(context_model.module, encode_cells(model.module, context_model))
+        model.neighbors_, _ = nearest_neighbors(
+            shared_features(context_model, match.context_matrix(), normalization),
+            shared_features(model, match.target_matrix(), normalization),
+            n_neighbors,
+            metric=metric,
+            method=method,
+            seed=settings.seed or 0,
+        )
+        model.context_labels_ = labels
+        model.orthologs_ = {key: match.pairs[key].tolist() for key in ("context", "target")}
+        model.cell_names_ = adata.obs_names.tolist()
+        model.eligible_ = model.novelty_threshold_ = None
         return model
 
-    def data_level(self, k=None, key=None):
-        labels = self.labels_[key or next(iter(self.labels_))]
-        return vote(labels["codes"][self.neighbors_[:, :k]], len(labels["categories"]))
-
+    @devices_dsp.dedent
     def train(
-        self, max_epochs: int | None = None, *, agreement_quantile: float | None = None, accelerator="auto",
-        devices="auto", train_size: float | None = 1.0, validation_size=None, shuffle_set_split=True, batch_size=128,
-        early_stopping=False, plan_kwargs=None, datasplitter_kwargs=None, eligible=None, **trainer_kwargs,
+        self,
+        max_epochs: int | None = None,
+        agreement_quantile: float | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        batch_size: int = 128,
+        early_stopping: bool = False,
+        datasplitter_kwargs: dict | None = None,
+        plan_kwargs: dict | None = None,
+        **trainer_kwargs,
     ):
+        r"""Train the outer encoder, library encoder and decoder of the target, aligned with the context.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs; by default 30 for more than 10,000 cells and 60 otherwise, as in the paper.
+        agreement_quantile
+            :math:`p`: within each data-level label, the ``1 - p`` share of cells with the highest agreement among their
+            neighbours is aligned. By default 0.8 for more than 10,000 cells and 0.6 otherwise, as in the paper.
+        %(param_accelerator)s
+        %(param_devices)s
+        train_size
+            Share of the cells to train on. By default all of them, or 0.9 with early stopping.
+        validation_size
+            Share of the cells held out to monitor the loss; by default the rest.
+        shuffle_set_split
+            Whether to shuffle the cells before splitting them.
+        batch_size
+            Cells in a mini-batch.
+        early_stopping
+            Stop when the monitored loss no longer falls; see :class:`scvi.train.Trainer`.
+        datasplitter_kwargs
+            Keyword arguments of :class:`scvi.dataloaders.DataSplitter`.
+        plan_kwargs
+            Keyword arguments of :class:`~transverse.scspecies.ScSpeciesTrainingPlan`: schedules of the KL and alignment
+            weights, and the optimiser's settings.
+        **trainer_kwargs
+            Keyword arguments of :class:`scvi.train.Trainer`.
+        """
+        if self.adata is None or self.adata.obs_names.tolist() != self.cell_names_:
+            raise ValueError(
+                "Training needs the target cells that the neighbours were searched for. "
+                "For other cells, build a model with ScSpecies.from_scvi_model()."
+            )
         n_obs = self.adata.n_obs
-        if max_epochs is None:
-            max_epochs = 30 if n_obs > 10_000 else 60
+        max_epochs = default_epochs(n_obs) if max_epochs is None else max_epochs
         if agreement_quantile is None:
             agreement_quantile = 0.8 if n_obs > 10_000 else 0.6
-        codes, agreement = self.data_level()
-        if eligible is None:
-            eligible = eligible_cells(codes, agreement, agreement_quantile, seed=settings.seed or 0)
+        if not 0 <= agreement_quantile < 1:
+            raise ValueError(f"agreement_quantile must be in [0, 1), but got {agreement_quantile}.")
+        labels = next(iter(self.context_labels_.values()))
+        codes, agreement = vote(labels["codes"][self.neighbors_], len(labels["categories"]))
+        self.eligible_ = eligible_cells(codes, agreement, agreement_quantile, seed=settings.seed or 0)
+        train_size = (0.9 if early_stopping else 1.0) if train_size is None else train_size
+        splitter_kwargs = {"drop_last": leaves_tiny_batch(n_obs, train_size, batch_size), **(datasplitter_kwargs or {})}
         splitter = self._data_splitter_cls(
-            self.adata_manager, self.neighbors_, eligible, train_size=train_size, validation_size=validation_size,
-            batch_size=batch_size, shuffle_set_split=shuffle_set_split,
-            distributed_sampler=use_distributed_sampler(trainer_kwargs.get("strategy")), **(datasplitter_kwargs or {}),
+            self.adata_manager,
+            self.neighbors_,
+            self.eligible_,
+            train_size=train_size,
+            validation_size=validation_size,
+            shuffle_set_split=shuffle_set_split,
+            batch_size=batch_size,
+            distributed_sampler=use_distributed_sampler(trainer_kwargs.get("strategy")),
+            **splitter_kwargs,
         )
-        plan = self._training_plan_cls(self.module, **(plan_kwargs or {}))
-        trainer_kwargs.setdefault("early_stopping", early_stopping)
         runner = self._train_runner_cls(
-            self, training_plan=plan, data_splitter=splitter, max_epochs=max_epochs, accelerator=accelerator,
-            devices=devices, **trainer_kwargs,
+            self,
+            training_plan=self._training_plan_cls(self.module, **(plan_kwargs or {})),
+            data_splitter=splitter,
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            early_stopping=early_stopping,
+            **trainer_kwargs,
         )
-        return runner()
+        runner()
+        self.novelty_threshold_ = self._known_novelty()
+
+    def _known_novelty(self, quantile: float = 0.95, n_cells: int = 2000) -> float:
+        """Quantile of the novelty of aligned cells, from a sample of them."""
+        cells = np.flatnonzero(self.eligible_)
+        cells = np.random.default_rng(settings.seed).permutation(cells)[:n_cells]
+        n_context = len(self.module.context_mean)
+        loader = self._make_data_loader(self.adata, indices=np.sort(cells))
+        ranked = rank_candidates(self.module, loader, min(200, n_context), min(25, n_context))
+        return float(np.quantile(ranked["novelty"], quantile))
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        **kwargs,
+    ) -> np.ndarray:
+        r"""Latent representation of target cells: the posterior mean :math:`\mu`.
+
+        Parameters
+        ----------
+        adata
+            Target data with the genes of the training data; by default the training data.
+        indices
+            Cells to use; by default all.
+        batch_size
+            Cells in a mini-batch; does not change the result.
+        **kwargs
+            Further arguments of :meth:`scvi.model.SCVI.get_latent_representation`, e.g. ``give_mean=False``.
+
+        Returns
+        -------
+        Array of shape ``(n_cells, n_latent)``, in the space of :meth:`get_context_representation`.
+        """
+        self._check_if_trained(warn=False)
+        return super().get_latent_representation(adata, indices, batch_size=batch_size, **kwargs)
+
+    def get_context_representation(self) -> np.ndarray:
+        r"""Latent representation of the context cells: the posterior mean :math:`\mu` under the context model.
+
+        Returns
+        -------
+        Array of shape ``(n_context_cells, n_latent)``, in the order of the context's AnnData.
+        """
+        return self.module.context_mean.cpu().numpy().copy()
 
     @torch.inference_mode()
-    def _rank(self, n_candidates=200, batch_size=512):
-        """latents, candidate idx (n,200), distances, scores, own score."""
+    def get_intermediate_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        context: bool = False,
+    ) -> np.ndarray:
+        """Output of the outer encoder layers, where the two species are aligned.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+        context
+            Return the context cells' representations instead.
+
+        Returns
+        -------
+        Array of shape ``(n_cells, n_hidden)``.
+        """
+        if context:
+            return self.module.context_intermediate.cpu().numpy().copy()
+        self._check_if_trained(warn=False)
+        loader = self._make_data_loader(self._validate_anndata(adata), indices=indices, batch_size=batch_size)
+        encoded = [self.module.encode(self.module, tensors)["intermediate"].cpu() for tensors in loader]
+        return torch.cat(encoded).numpy()
+
+    def transfer_labels(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        labels_key: str | None = None,
+        vote: Vote = "combined",
+        n_candidates: int = 200,
+        n_neighbors: int = 25,
+        unknown_threshold: float | Literal["auto"] | None = None,
+        batch_size: int | None = None,
+        key_added: str | None = None,
+    ) -> pd.DataFrame:
+        r"""Labels of target cells, carried over from the context.
+
+        For each target cell the ``n_candidates`` context cells nearest in the latent space are ranked by the likelihood
+        of the cell's counts under their decoded latent means, and the best ``n_neighbors`` vote.
+
+        Parameters
+        ----------
+        adata
+            Target data with the genes of the training data; by default the training data. Cells that were not trained
+            on have no data-level neighbours: the likelihood alone votes on them.
+        indices
+            Cells to use; by default all.
+        labels_key
+            Which of the context's label columns; by default the first.
+        vote
+            ``"likelihood"`` is the paper's vote. ``"combined"`` (ours, the default) averages its shares with those of the
+            data-level neighbours: on real cells it is right more often and varies less between seeds than either.
+            ``"latent"`` takes the nearest in the latent space.
+        n_candidates
+            Context cells to rank (paper: 200; fewer if the context has fewer).
+        n_neighbors
+            Context cells that vote (paper: 25).
+        unknown_threshold
+            Cells whose novelty is above it get the label ``"unknown"``. ``"auto"`` takes the 95th percentile of the
+            novelty of the cells that training aligned, which are taken to be of known types.
+        batch_size
+            Cells in a mini-batch; does not change the result.
+        key_added
+            Write the columns into ``adata.obs`` as ``key_added`` (the label) and ``f"{key_added}_..."``.
+
+        Returns
+        -------
+        One row per cell: ``label``; ``confidence``, the share of the votes for it, in ``[0, 1]``; ``novelty``, the
+        log-likelihood (nats) that the cell loses when a context cell explains it instead of its own latent variable;
+        ``data_level_label`` and ``data_level_agreement``, the vote on orthologous genes alone.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        KeyError
+            If the context has no such labels.
+        """
+        self._check_if_trained(warn=False)
+        if vote not in ("combined", "likelihood", "latent"):
+            raise ValueError(f"vote must be 'combined', 'likelihood' or 'latent', but got {vote!r}.")
+        labels_key = next(iter(self.context_labels_)) if labels_key is None else labels_key
+        if labels_key not in self.context_labels_:
+            raise KeyError(f"labels_key={labels_key!r} is not one of the context's: {list(self.context_labels_)}.")
+        n_context = len(self.module.context_mean)
+        check_n_neighbors(n_neighbors, n_context)
+        data = self._validate_anndata(adata)
+        loader = self._make_data_loader(data, indices=indices, batch_size=batch_size)
         self.module.eval()
-        m = self.module
-        out = []
-        for tensors in self._make_data_loader(self.adata, batch_size=batch_size):
-            enc = m.encode(m, tensors)
-            library, ql = m._library(tensors["X"], tensors["batch"], None, None)
-            if ql is not None:
-                library = ql.mean
-            d, c = torch.topk(torch.cdist(enc["mean"], m.context_mean), n_candidates, largest=False)
-            s = m.candidate_scores(tensors, library, c)
-            own = m.profile_scores(tensors, library, enc["mean"], tensors, torch.arange(len(c))[:, None])
-            out.append([enc["mean"], c, d, s, own, enc["scale"]])
-        return [torch.cat(o).numpy() for o in zip(*out)]
+        ranked = rank_candidates(self.module, loader, min(max(n_candidates, n_neighbors), n_context), n_neighbors)
+        names = data.obs_names if indices is None else data.obs_names[np.asarray(indices)]
+        rows = pd.Index(self.cell_names_).get_indexer(names)
+        neighbors = self.neighbors_[rows] if (rows >= 0).all() and data is self.adata else None
+        table = label_table(ranked, neighbors, self.context_labels_[labels_key], vote, names)
+        if unknown_threshold is not None:
+            threshold = self.novelty_threshold_ if unknown_threshold == "auto" else float(unknown_threshold)
+            table["label"] = table["label"].cat.add_categories(["unknown"])
+            table.loc[table["novelty"] > threshold, "label"] = "unknown"
+        if key_added is not None:
+            if indices is not None:
+                raise ValueError("key_added writes a column for all cells: leave indices out.")
+            target = data if adata is None else adata
+            for column in table:
+                target.obs[key_added if column == "label" else f"{key_added}_{column}"] = table[column]
+        return table
 
 
-def _shared_features(model: BaseModelClass, matrix: sp.csr_matrix, normalization: str) -> sp.csr_matrix:
-    layer = model.adata_manager.data_registry[REGISTRY_KEYS.X_KEY]["attr_key"] or None
-    layer = None if layer == "None" else layer
-    blocks = []
-    for block in iter_rows(model.adata, layer):
-        block = sp.csr_matrix(block, dtype=np.float32)
-        blocks.append(transform_counts(block @ matrix, normalization, np.asarray(block.sum(axis=1)).ravel()))
-    return sp.vstack(blocks, format="csr")
+# What the target's network takes over from the context's.
+_INHERITED = (
+    "n_hidden",
+    "n_latent",
+    "n_layers",
+    "dropout_rate",
+    "log_variational",
+    "gene_likelihood",
+    "dispersion",
+    "use_observed_lib_size",
+    "use_batch_norm",
+    "use_layer_norm",
+    "var_activation",
+    "extra_encoder_kwargs",
+    "extra_decoder_kwargs",
+)

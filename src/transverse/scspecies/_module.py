@@ -86,6 +86,13 @@ class ScSpeciesVAE(VAE):
         self.register_buffer("context_scale", torch.ones(n_context_cells, self.n_latent))
         self.register_buffer("context_intermediate", torch.zeros(n_context_cells, n_hidden))
 
+    def set_context(self, context: VAE, encoded: dict[str, torch.Tensor]) -> None:
+        """Take over the weights of a context network and the representations of its cells."""
+        self.context.load_state_dict(context.state_dict())
+        self.context_mean.copy_(encoded["mean"])
+        self.context_scale.copy_(encoded["scale"])
+        self.context_intermediate.copy_(encoded["intermediate"])
+
     def train(self, mode: bool = True) -> ScSpeciesVAE:
         """Set the training mode; the frozen context stays in evaluation mode unless ``frozen_eval`` is off."""
         super().train(mode)
@@ -140,6 +147,13 @@ class ScSpeciesVAE(VAE):
             MODULE_KEYS.LIBRARY_KEY: library,
             SCSPECIES_KEYS.INTERMEDIATE_KEY: encoded["intermediate"],
         }
+
+    @auto_move_data
+    def library(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Log library size of shape ``(n_cells, 1)``: the observed total, or the mean of its posterior."""
+        covariates = (tensors.get(key) for key in (REGISTRY_KEYS.CONT_COVS_KEY, REGISTRY_KEYS.CAT_COVS_KEY))
+        library, ql = self._library(tensors[REGISTRY_KEYS.X_KEY], tensors[REGISTRY_KEYS.BATCH_KEY], *covariates)
+        return library if ql is None else ql.mean
 
     def _library(self, x, batch_index, cont_covs, cat_covs, n_samples=1):
         """Log library size of shape ``(n_cells, 1)`` and its posterior (None where the total is taken as it is)."""

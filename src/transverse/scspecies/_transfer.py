@@ -1,0 +1,103 @@
+"""Label transfer: candidates in the latent space, their likelihoods, and the vote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ._module import ScSpeciesVAE
+from ._neighbors import vote_counts
+
+Vote = Literal["combined", "likelihood", "latent"]
+
+
+@torch.inference_mode()
+def rank_candidates(
+    module: ScSpeciesVAE, loader: Iterable[dict[str, torch.Tensor]], n_candidates: int, n_neighbors: int
+) -> dict[str, np.ndarray]:
+    r"""Nearest context cells of every cell of a loader, by distance and by likelihood.
+
+    The ``n_candidates`` context cells nearest in Euclidean distance of the posterior means are scored by the likelihood
+    of the cell's counts under their decoded means, and the best ``n_neighbors`` are kept (paper, section 5.2.4).
+
+    Returns
+    -------
+    ``"latent"`` and ``"likelihood"``: the ``n_neighbors`` nearest by distance and the best by likelihood, context
+    indices of shape ``(n_cells, n_neighbors)``; ``"novelty"`` of shape ``(n_cells,)``: the mean over the latter of
+    :math:`\log p(x \mid \mu_j) - \log p(x \mid \mu_i)`, the log-likelihood (nats) that the cell loses when it is
+    explained by a context cell instead of its own latent variable.
+    """
+    parts = []
+    for tensors in loader:
+        tensors = {key: value.to(module.device) for key, value in tensors.items()}
+        encoded = module.encode(module, tensors)
+        library = module.library(tensors)
+        distance = torch.cdist(encoded["mean"], module.context_mean)
+        candidates = torch.topk(distance, n_candidates, largest=False).indices
+        scores = module.candidate_scores(tensors, library, candidates)
+        own = torch.arange(len(candidates), device=candidates.device).unsqueeze(1)
+        own = module.profile_scores(tensors, library, encoded["mean"], tensors, own)
+        best = torch.topk(scores, n_neighbors)
+        parts.append(
+            {
+                "latent": candidates[:, :n_neighbors].cpu().numpy(),
+                "likelihood": torch.gather(candidates, 1, best.indices).cpu().numpy(),
+                "novelty": (own.squeeze(1) - best.values.mean(1)).cpu().numpy().astype(np.float64),
+            }
+        )
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def label_shares(codes: np.ndarray, n_labels: int) -> np.ndarray:
+    """Share of the neighbours with each label, of shape ``(n_cells, n_labels)``; zeros where none has a label."""
+    counts = vote_counts(codes, n_labels)
+    total = counts.sum(axis=1, keepdims=True)
+    return np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+
+
+def label_table(
+    ranked: dict[str, np.ndarray],
+    data_level: np.ndarray | None,
+    labels: dict,
+    vote: Vote,
+    index: pd.Index,
+) -> pd.DataFrame:
+    """Labels and scores of every cell.
+
+    Parameters
+    ----------
+    ranked
+        Result of :func:`rank_candidates`.
+    data_level
+        Data-level neighbours of shape ``(n_cells, k)``, or None for cells that were not searched for.
+    labels
+        ``{"categories": list, "codes": array of shape (n_context,)}``.
+    vote
+        Which votes count: those of the likelihood's best (``"likelihood"``, the paper's), of the nearest in the latent
+        space (``"latent"``), or the mean of the first with the data-level votes (``"combined"``).
+    index
+        Names of the cells.
+    """
+    categories, codes = np.asarray(labels["categories"], dtype=object), labels["codes"]
+    shares = label_shares(codes[ranked["latent" if vote == "latent" else "likelihood"]], len(categories))
+    table = pd.DataFrame(index=index)
+    if data_level is not None:
+        data_shares = label_shares(codes[data_level], len(categories))
+        if vote == "combined":
+            shares = (shares + data_shares) / 2
+    best = shares.argmax(axis=1)
+    table["label"] = pd.Categorical.from_codes(best, categories=categories)
+    table["confidence"] = shares[np.arange(len(shares)), best]
+    table["novelty"] = ranked["novelty"]
+    if data_level is None:
+        table["data_level_label"] = pd.Categorical([None] * len(table), categories=categories)
+        table["data_level_agreement"] = np.nan
+    else:
+        first = data_shares.argmax(axis=1)
+        table["data_level_label"] = pd.Categorical.from_codes(first, categories=categories)
+        table["data_level_agreement"] = data_shares[np.arange(len(data_shares)), first]
+    return table
