@@ -19,7 +19,7 @@ from transverse._validation import check_counts, check_obs_key, iter_rows
 from transverse.nn import encoder_linear_inputs
 
 from ._module import ScSpeciesVAE
-from ._neighbors import transform_counts
+from ._neighbors import SmoothedFeatures, smoothing_weights, transform_counts
 
 # Keyword arguments of a training plan that trains a context as the paper does; scvi-tools' own schedule raises the KL
 # weight over 400 epochs.
@@ -150,12 +150,18 @@ def encode_cells(module: ScSpeciesVAE, model: SCVI) -> dict[str, torch.Tensor]:
     return {key: torch.cat([part[key].cpu() for part in parts]) for key in parts[0]}
 
 
-def shared_features(model: BaseModelClass, matrix: sp.csr_matrix, normalization: str) -> sp.csr_matrix:
+def shared_features(
+    model: BaseModelClass, matrix: sp.csr_matrix, normalization: str, n_smooth: int, seed: int
+) -> sp.csr_matrix | SmoothedFeatures:
     """Log-transformed counts of a model's cells on the orthologous genes, of shape ``(n_cells, n_groups)``."""
-    layer = registered_layer(model.adata_manager)
-    blocks = []
-    for block in iter_rows(model.adata, layer):
+    shared, own = [], []
+    for block in iter_rows(model.adata, registered_layer(model.adata_manager)):
         block = sp.csr_matrix(block, dtype=np.float32)
         library = np.asarray(block.sum(axis=1)).ravel()
-        blocks.append(transform_counts(block @ matrix, normalization, library))
-    return sp.vstack(blocks, format="csr")
+        shared.append(transform_counts(block @ matrix, normalization, library))
+        if n_smooth > 1:
+            own.append(transform_counts(block))
+    features = sp.vstack(shared, format="csr")
+    if n_smooth <= 1:
+        return features
+    return SmoothedFeatures(features, smoothing_weights(sp.vstack(own, format="csr"), n_smooth, seed=seed))

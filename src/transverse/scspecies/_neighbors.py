@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 import scipy.sparse as sp
 import torch
-from sklearn.preprocessing import normalize
+from sklearn.decomposition import PCA
 
-# Past this many context cells the index of pynndescent is quicker than comparing with every one of them on a CPU.
-EXACT_LIMIT = 200_000
+# Past this many pairs of cells the index of pynndescent is quicker on a CPU than comparing them all.
+EXACT_PAIRS = 10**9
 
 
 def transform_counts(
@@ -46,9 +46,65 @@ def transform_counts(
     return result
 
 
+class SmoothedFeatures:
+    """Features averaged over each cell's nearest cells of its own species, computed when rows are asked for.
+
+    The average of a cell and its like carries far less sampling noise than the cell alone, while the species' own graph
+    is built on all of its genes: with few orthologues, or many that have diverged, this is what makes the search work.
+
+    Parameters
+    ----------
+    features
+        Features of shape ``(n_cells, n_features)``.
+    weights
+        Sparse matrix of shape ``(n_cells, n_cells)`` whose rows sum to one.
+    """
+
+    def __init__(self, features: sp.csr_matrix, weights: sp.csr_matrix):
+        self.features = features
+        self.weights = weights
+        self.shape = features.shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return (self.weights[rows] @ self.features).toarray()
+
+
+def smoothing_weights(
+    counts: sp.csr_matrix, n_neighbors: int, n_components: int = 30, seed: int = 0
+) -> sp.csr_matrix:
+    """Weights that average every cell with its nearest cells of the same species.
+
+    Parameters
+    ----------
+    counts
+        Log-normalised counts of all genes, of shape ``(n_cells, n_genes)``.
+    n_neighbors
+        Cells to average over, the cell itself included.
+    n_components
+        Principal components in which the nearest are found.
+    seed
+        Seed of the decomposition and of pynndescent.
+
+    Returns
+    -------
+    Sparse matrix of shape ``(n_cells, n_cells)`` with ``n_neighbors`` equal weights in every row.
+    """
+    n_cells = counts.shape[0]
+    n_neighbors = min(n_neighbors, n_cells)
+    n_components = min(n_components, min(counts.shape) - 1)
+    if n_components > 0:
+        scores = PCA(n_components, svd_solver="arpack", random_state=seed).fit_transform(counts)
+    else:
+        scores = counts.toarray()
+    index, _ = nearest_neighbors(scores, scores, n_neighbors, metric="euclidean", seed=seed)
+    indptr = np.arange(0, n_cells * n_neighbors + 1, n_neighbors)
+    values = np.full(n_cells * n_neighbors, 1 / n_neighbors, dtype=np.float32)
+    return sp.csr_matrix((values, index.ravel(), indptr), shape=(n_cells, n_cells))
+
+
 def nearest_neighbors(
-    context: sp.csr_matrix | np.ndarray,
-    target: sp.csr_matrix | np.ndarray,
+    context: sp.csr_matrix | np.ndarray | SmoothedFeatures,
+    target: sp.csr_matrix | np.ndarray | SmoothedFeatures,
     n_neighbors: int,
     *,
     metric: str = "cosine",
@@ -68,65 +124,62 @@ def nearest_neighbors(
         ``"cosine"`` or ``"euclidean"``; with ``method="pynndescent"`` any metric of that package.
     method
         ``"exact"`` compares in chunks with every context cell; ``"pynndescent"`` builds an index; ``"auto"`` takes the
-        first up to 200,000 context cells.
+        first for up to a billion pairs of cells.
     seed
         Seed of pynndescent.
     max_memory
-        Bytes that a chunk of the exact search may take.
+        Bytes that the chunks of the exact search may take.
 
     Returns
     -------
     Indices of shape ``(n_target, n_neighbors)``, int64, nearest first, and the distances, float32.
     """
+    n_context, n_target = context.shape[0], target.shape[0]
     if method == "auto":
-        method = "exact" if context.shape[0] <= EXACT_LIMIT and metric in ("cosine", "euclidean") else "pynndescent"
+        exact = metric in ("cosine", "euclidean") and n_context * n_target <= EXACT_PAIRS
+        method = "exact" if exact else "pynndescent"
     if method == "pynndescent":
         from pynndescent import NNDescent
 
         # pynndescent builds ten times slower on sparse input
-        dense = [m.toarray() if sp.issparse(m) else np.asarray(m, dtype=np.float32) for m in (context, target)]
-        index = NNDescent(dense[0], metric=metric, n_neighbors=max(30, n_neighbors), random_state=seed)
-        indices, distances = index.query(dense[1], k=n_neighbors, epsilon=0.2)
+        index = NNDescent(
+            _dense(context, slice(None)), metric=metric, n_neighbors=max(30, n_neighbors), random_state=seed
+        )
+        indices, distances = index.query(_dense(target, slice(None)), k=n_neighbors, epsilon=0.2)
         return indices.astype(np.int64), distances.astype(np.float32)
-    if metric == "cosine":
-        context, target = normalize(context), normalize(target)
-    elif metric != "euclidean":
+    if method != "exact":
+        raise ValueError(f"method must be 'auto', 'exact' or 'pynndescent', but got {method!r}.")
+    if metric not in ("cosine", "euclidean"):
         raise ValueError(f"The exact search knows the metrics 'cosine' and 'euclidean', but got {metric!r}.")
-    return _exact_neighbors(context, target, n_neighbors, metric == "cosine", max_memory)
+
+    row_bytes = 4 * max(context.shape[1], 1)
+    context_chunk = max(256, max_memory // (4 * row_bytes))
+    target_chunk = max(64, max_memory // (2 * (row_bytes + 4 * min(context_chunk, n_context))))
+    distances = np.full((n_target, n_neighbors), np.inf, dtype=np.float32)
+    indices = np.zeros((n_target, n_neighbors), dtype=np.int64)
+    for offset in range(0, n_context, context_chunk):
+        references = _rows(context, slice(offset, offset + context_chunk), metric)
+        for start in range(0, n_target, target_chunk):
+            rows = slice(start, start + target_chunk)
+            queries = _rows(target, rows, metric)
+            distance = 1 - queries @ references.T if metric == "cosine" else torch.cdist(queries, references)
+            distance, index = torch.topk(distance, min(n_neighbors, distance.shape[1]), dim=1, largest=False)
+            distance = torch.cat([torch.from_numpy(distances[rows]), distance], dim=1)
+            index = torch.cat([torch.from_numpy(indices[rows]), index + offset], dim=1)
+            distance, order = torch.topk(distance, n_neighbors, dim=1, largest=False)
+            distances[rows], indices[rows] = distance.numpy(), torch.gather(index, 1, order).numpy()
+    return indices, distances.clip(min=0)
 
 
-def _exact_neighbors(context, target, n_neighbors, is_cosine, max_memory):
-    n_context, n_target = context.shape[0], target.shape[0]
-    width = max(context.shape[1], 1)
-    context_chunk = int(np.clip(max_memory // (8 * width), 256, max(n_context, 256)))
-    target_chunk = int(np.clip(max_memory // (4 * (width + context_chunk)), 64, max(n_target, 64)))
-    indices = np.empty((n_target, n_neighbors), dtype=np.int64)
-    distances = np.empty((n_target, n_neighbors), dtype=np.float32)
-    for start in range(0, n_target, target_chunk):
-        rows = slice(start, start + target_chunk)
-        queries = _dense(target[rows])
-        best_distance = best_index = None
-        for offset in range(0, n_context, context_chunk):
-            references = _dense(context[offset : offset + context_chunk])
-            if is_cosine:
-                distance = 1 - queries @ references.T
-            else:
-                distance = torch.cdist(queries, references)
-            k = min(n_neighbors, distance.shape[1])
-            distance, index = torch.topk(distance, k, dim=1, largest=False)
-            index = index + offset
-            if best_distance is not None:
-                distance, index = torch.cat([best_distance, distance], 1), torch.cat([best_index, index], 1)
-                distance, order = torch.topk(distance, min(n_neighbors, distance.shape[1]), dim=1, largest=False)
-                index = torch.gather(index, 1, order)
-            best_distance, best_index = distance, index
-        indices[rows], distances[rows] = best_index.numpy(), best_distance.clamp_min(0).numpy()
-    return indices, distances
+def _rows(matrix, rows: slice, metric: str) -> torch.Tensor:
+    dense = torch.from_numpy(_dense(matrix, rows))
+    return torch.nn.functional.normalize(dense, dim=1) if metric == "cosine" else dense
 
 
-def _dense(matrix) -> torch.Tensor:
-    dense = matrix.toarray() if sp.issparse(matrix) else np.asarray(matrix)
-    return torch.from_numpy(np.ascontiguousarray(dense, dtype=np.float32))
+def _dense(matrix, rows: slice) -> np.ndarray:
+    block = matrix[rows]
+    block = block.toarray() if sp.issparse(block) else np.asarray(block)
+    return np.ascontiguousarray(block, dtype=np.float32)
 
 
 def vote(neighbor_codes: np.ndarray, n_labels: int, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
