@@ -28,6 +28,9 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, rec
 
 import transverse as tv
 
+# the schedules of the paper
+CONTEXT_PLAN = {"n_epochs_kl_warmup": 10, "min_kl_weight": 0.1, "eps": 1e-8, "weight_decay": 0.0}
+
 MOUSE_LABELS = {"B cell": "B", "T cell": "T", "NK cell": "NK", "Monocyte": "monocyte", "Granulocyte": "granulocyte"}
 HUMAN_LABELS = {
     "B": "B",
@@ -121,13 +124,14 @@ def scspecies(mouse, human, pairs, epochs: int | None) -> dict[str, np.ndarray]:
     quiet = {"accelerator": "cpu", "enable_progress_bar": False}
     scvi.model.SCVI.setup_anndata(context, batch_key="batch")
     reference = tv.ScSpecies.make_context(context)
-    reference.train(60 if epochs is None else epochs, train_size=1.0, plan_kwargs=tv.ScSpecies.context_plan, **quiet)
+    reference.train(60 if epochs is None else epochs, train_size=1.0, plan_kwargs=CONTEXT_PLAN, **quiet)
     tv.ScSpecies.setup_anndata(target, batch_key="batch")
     model = tv.ScSpecies.from_scvi_model(reference, target, orthologs=pairs, labels_key="label")
     model.train(epochs, **quiet)
     return {
         "scSpecies": model.transfer_labels()["label"].to_numpy().astype(str),
         "scSpecies, likelihood vote": model.transfer_labels(vote="likelihood")["label"].to_numpy().astype(str),
+        "scSpecies, its data-level vote": model.get_data_level_labels()["label"].to_numpy().astype(str),
         "scSpecies, latent kNN": model.transfer_labels(vote="latent")["label"].to_numpy().astype(str),
     }
 

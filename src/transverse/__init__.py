@@ -2,9 +2,9 @@
 
 from importlib.metadata import version
 
-from . import datasets, pp
+from . import datasets, pl, pp
 from .scspecies import ScSpecies
 
 __version__ = version("transverse")
 
-__all__ = ["ScSpecies", "datasets", "pp"]
+__all__ = ["ScSpecies", "datasets", "pl", "pp"]

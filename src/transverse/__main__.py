@@ -9,7 +9,6 @@ import time
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 
@@ -68,7 +67,8 @@ def accuracy_table(labels: pd.DataFrame, truth: pd.Series | None, known: set[str
     from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
     rows = {}
-    for name, column in (("scSpecies", "label"), ("data-level neighbour vote", "data_level_label")):
+    columns = {"scSpecies": "label", "smoothed data-level vote": "data_level_label", "data-level vote": "plain_vote"}
+    for name, column in columns.items():
         predicted = labels[column].astype(str)
         row: dict[str, float] = {}
         if truth is not None:
@@ -95,43 +95,47 @@ def main(argv: list[str] | None = None) -> int:
     logging.disable(logging.INFO)
     start = time.perf_counter()
     print("loading ...", flush=True)
-    import anndata as ad
     import matplotlib
 
     matplotlib.use("Agg")
-    import scanpy as sc
     import scvi
 
     import transverse as tv
+    from transverse._validation import check_obs_key, check_setup
+    from transverse.scspecies._context import CONTEXT_PLAN, default_epochs
 
     scvi.settings.seed = args.seed
     try:
         context, target, orthologs = read_data(args)
         print(f"context: {context.n_obs} cells x {context.n_vars} genes, target: {target.n_obs} x {target.n_vars}")
         # everything is checked before the first epoch
-        match = tv.pp.match_orthologs(context, target, orthologs)
-        print(match.report())
-        tv.ScSpecies.setup_anndata(target, batch_key=args.target_batch_key)
-        tv.scspecies.check_context(context, batch_key=args.context_batch_key, labels_key=args.labels_key)
+        print(tv.pp.match_orthologs(context, target, orthologs).report(), flush=True)
         if args.target_labels_key is not None and args.target_labels_key not in target.obs:
             raise KeyError(f"--target-labels-key {args.target_labels_key!r} is not in the target's .obs.")
+        check_setup(context, None, batch_key=args.context_batch_key)
+        check_obs_key(context, args.labels_key, "--labels-key")
+        tv.ScSpecies.setup_anndata(target, batch_key=args.target_batch_key)
     except (ValueError, KeyError, TypeError, OSError) as error:
         print(f"error: {error.args[0] if error.args else error}", file=sys.stderr)
         return 2
 
-    scvi.model.SCVI.setup_anndata(context, batch_key=args.context_batch_key)
     quiet = {"enable_progress_bar": sys.stderr.isatty()}
     print("training the context model ...", flush=True)
+    scvi.model.SCVI.setup_anndata(context, batch_key=args.context_batch_key)
     reference = tv.ScSpecies.make_context(context)
-    epochs = args.context_epochs or tv.ScSpecies.default_epochs(context.n_obs)
-    reference.train(epochs, train_size=1.0, plan_kwargs=tv.ScSpecies.context_plan, **quiet)
+    reference.train(
+        args.context_epochs or default_epochs(context.n_obs), train_size=1.0, plan_kwargs=CONTEXT_PLAN, **quiet
+    )
     print("aligning the target ...", flush=True)
-    model = tv.ScSpecies.from_scvi_model(reference, target, orthologs=orthologs, labels_key=args.labels_key)
+    build = {"orthologs": orthologs, "labels_key": args.labels_key}
+    plain = tv.ScSpecies.from_scvi_model(reference, target, n_smooth=1, **build).get_data_level_labels()
+    model = tv.ScSpecies.from_scvi_model(reference, target, **build)
     model.train(args.epochs, **quiet)
 
     labels = model.transfer_labels()
     flagged = model.transfer_labels(unknown_threshold="auto")
     labels["label_or_unknown"] = flagged["label"]
+    labels["plain_vote"] = plain["label"]
     truth = target.obs[args.target_labels_key].astype(str) if args.target_labels_key else None
     table = accuracy_table(labels, truth, set(context.obs[args.labels_key].dropna().astype(str)))
     print("\n" + table.round(3).to_string(na_rep="") + "\n")
@@ -139,7 +143,6 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     context.obsm["X_scSpecies"] = model.get_context_representation()
     target.obsm["X_scSpecies"] = model.get_latent_representation()
-    target.obs["scSpecies_label"] = labels["label_or_unknown"].astype("category")
     for column in ("confidence", "novelty", "data_level_label", "data_level_agreement"):
         target.obs[f"scSpecies_{column}"] = labels[column]
     context.write_h5ad(args.out / "context.h5ad")
@@ -148,16 +151,10 @@ def main(argv: list[str] | None = None) -> int:
     table.to_csv(args.out / "accuracy.csv")
     model.save(str(args.out / "model"), overwrite=True)
 
-    joint = ad.concat({"context": context, "target": target}, label="species", join="inner", index_unique="-")
-    if joint.n_vars == 0:
-        joint = ad.AnnData(obs=joint.obs, obsm={"X_scSpecies": joint.obsm["X_scSpecies"]})
-    joint.obs["label"] = np.concatenate(
-        [context.obs[args.labels_key].astype(str).to_numpy(), labels["label_or_unknown"].astype(str).to_numpy()]
-    )
-    sc.pp.neighbors(joint, use_rep="X_scSpecies", random_state=args.seed)
-    sc.tl.umap(joint, random_state=args.seed)
-    figure = tv.pl.species_umap(joint, species_key="species", color="label", show=False)
-    figure.savefig(args.out / "umap.png", dpi=150, bbox_inches="tight")
+    target.obs["scSpecies_label"] = labels["label_or_unknown"].astype("category")
+    species = {"context": context, "target": target}
+    colors = {"context": args.labels_key, "target": "scSpecies_label"}
+    tv.pl.species_umap(species, colors, random_state=args.seed, save=args.out / "umap.png", show=False)
     print(f"Wrote context.h5ad, target.h5ad, labels.csv, accuracy.csv, umap.png and model/ to {args.out.resolve()}")
     print(f"Done in {time.perf_counter() - start:.0f} s.")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ from anndata import AnnData
 def examples(items: Iterable, n: int = 5) -> str:
     """Up to ``n`` items for a message."""
     items = list(items)
+    if not items:
+        return "none"
     shown = ", ".join(repr(str(item)) for item in items[:n])
     return shown + (f", ... ({len(items)} in all)" if len(items) > n else "")
 
@@ -25,19 +28,23 @@ def check_obs_key(adata: AnnData, key: str, argument: str) -> None:
 
 def check_unique_var_names(adata: AnnData, name: str = "adata") -> None:
     """Raise a ValueError if gene names repeat."""
-    names = adata.var_names
+    _check_unique(adata, "var_names", name)
+
+
+def _check_unique(adata: AnnData, axis: str, name: str) -> None:
+    names = getattr(adata, axis)
     if not names.is_unique:
         raise ValueError(
-            f"{name}.var_names must be unique, but these repeat: {examples(names[names.duplicated()].unique())}. "
-            f"Call {name}.var_names_make_unique() first."
+            f"{name}.{axis} must be unique, but these repeat: {examples(names[names.duplicated()].unique())}. "
+            f"Call {name}.{axis}_make_unique() first."
         )
 
 
 def align_genes(adata: AnnData, var_names: Sequence[str], name: str = "adata") -> AnnData:
     """``adata`` with the genes that a model was trained on, in the model's order.
 
-    Returns the object itself if nothing has to change, a copy if genes were reordered or are more than needed, and
-    raises a ValueError if genes are missing.
+    Returns the object itself if nothing has to change, a copy in memory if genes were reordered or are more than
+    needed, and raises a ValueError if genes are missing.
     """
     if adata.n_vars == len(var_names) and np.array_equal(adata.var_names, var_names):
         return adata
@@ -48,6 +55,8 @@ def align_genes(adata: AnnData, var_names: Sequence[str], name: str = "adata") -
             f"{len(missing)} of the {len(var_names)} genes that the model was trained on are missing in {name}: "
             f"{examples(missing)}. {name} has, for example: {examples(adata.var_names)}."
         )
+    if adata.isbacked:  # a view of a file can be neither copied nor subset again
+        adata = adata.to_memory()
     return adata[:, list(var_names)].copy()
 
 
@@ -106,6 +115,9 @@ def check_setup(
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"adata is empty: it has {adata.n_obs} cells and {adata.n_vars} genes.")
     keys = {"categorical_covariate_keys": categorical, "continuous_covariate_keys": continuous}
+    for argument, columns in keys.items():
+        if isinstance(columns, str):
+            raise TypeError(f"{argument} must be a list of columns, but got the string {columns!r}.")
     for argument, columns in {"batch_key": [] if batch_key is None else [batch_key], **keys}.items():
         for key in columns:
             check_obs_key(adata, key, argument)
@@ -116,13 +128,23 @@ def check_setup(
                 )
     for key in continuous:
         if not pd.api.types.is_numeric_dtype(adata.obs[key]):
-            raise ValueError(f"adata.obs[{key!r}] (continuous_covariate_keys) must be numeric.")
+            raise ValueError(
+                f"adata.obs[{key!r}] (continuous_covariate_keys) must be numeric, but its type is {adata.obs[key].dtype}."
+            )
+        if not (finite := np.isfinite(adata.obs[key].to_numpy(dtype=float))).all():
+            raise ValueError(
+                f"adata.obs[{key!r}] (continuous_covariate_keys) must be finite, but is infinite for "
+                f"{int((~finite).sum())} cells: {examples(adata.obs_names[~finite])}."
+            )
     check_unique_var_names(adata)
+    _check_unique(adata, "obs_names", "adata")  # results are joined to cells by name
     check_counts(adata, layer)
     check_no_empty_cells(adata, layer)
 
 
 def check_n_neighbors(n_neighbors: int, n_cells: int) -> None:
     """Raise a ValueError unless there are as many context cells as neighbours."""
+    if not isinstance(n_neighbors, Integral) or isinstance(n_neighbors, bool):
+        raise ValueError(f"n_neighbors={n_neighbors!r} must be a whole number.")
     if not 1 <= n_neighbors <= n_cells:
         raise ValueError(f"n_neighbors={n_neighbors} must be between 1 and the number of context cells, {n_cells}.")

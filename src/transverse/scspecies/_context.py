@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any, Literal
 
 import numpy as np
@@ -26,9 +27,9 @@ from ._neighbors import SmoothedFeatures, smoothing_weights, transform_counts
 CONTEXT_PLAN = {"n_epochs_kl_warmup": 10, "min_kl_weight": 0.1, "eps": 1e-8, "weight_decay": 0.0}
 
 
-def default_epochs(n_cells: int) -> int:
-    """Epochs of the paper: 30 for more than 10,000 cells, 60 otherwise."""
-    return 30 if n_cells > 10_000 else 60
+def default_epochs(n_cells: int, batch_size: int = 128) -> int:
+    """Epochs of the paper (30 for more than 10,000 cells, 60 otherwise), and at least 500 steps of the optimiser."""
+    return max(30 if n_cells > 10_000 else 60, ceil(500 / ceil(n_cells / batch_size)))
 
 
 def make_context(

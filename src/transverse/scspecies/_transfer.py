@@ -10,9 +10,12 @@ import pandas as pd
 import torch
 
 from ._module import ScSpeciesVAE
-from ._neighbors import vote_counts
+from ._neighbors import nearest_neighbors, vote_counts
 
 Vote = Literal["combined", "likelihood", "latent"]
+
+# Weight of the data-level neighbours in the combined vote: above one half, so that they decide where both are unanimous.
+DATA_LEVEL_SHARE = 0.6
 
 
 @torch.inference_mode()
@@ -26,7 +29,7 @@ def rank_candidates(
 
     Returns
     -------
-    ``"latent"`` and ``"likelihood"``: the ``n_neighbors`` nearest by distance and the best by likelihood, context
+    ``"mean"``: the cells' posterior means. ``"latent"`` and ``"likelihood"``: the ``n_neighbors`` nearest by distance and the best by likelihood, context
     indices of shape ``(n_cells, n_neighbors)``; ``"novelty"`` of shape ``(n_cells,)``: the mean over the latter of
     :math:`\log p(x \mid \mu_j) - \log p(x \mid \mu_i)`, the log-likelihood (nats) that the cell loses when it is
     explained by a context cell instead of its own latent variable.
@@ -44,6 +47,7 @@ def rank_candidates(
         best = torch.topk(scores, n_neighbors)
         parts.append(
             {
+                "mean": encoded["mean"].cpu().numpy(),
                 "latent": candidates[:, :n_neighbors].cpu().numpy(),
                 "likelihood": torch.gather(candidates, 1, best.indices).cpu().numpy(),
                 "novelty": (own.squeeze(1) - best.values.mean(1)).cpu().numpy().astype(np.float64),
@@ -63,10 +67,11 @@ def label_table(
     ranked: dict[str, np.ndarray],
     data_level: np.ndarray | None,
     labels: dict,
-    vote: Vote,
     index: pd.Index,
+    vote: Vote,
+    n_smooth: int,
 ) -> pd.DataFrame:
-    """Labels and scores of every cell.
+    """Labels and scores of every cell; see :meth:`transverse.ScSpecies.transfer_labels` for the votes.
 
     Parameters
     ----------
@@ -76,28 +81,37 @@ def label_table(
         Data-level neighbours of shape ``(n_cells, k)``, or None for cells that were not searched for.
     labels
         ``{"categories": list, "codes": array of shape (n_context,)}``.
-    vote
-        Which votes count: those of the likelihood's best (``"likelihood"``, the paper's), of the nearest in the latent
-        space (``"latent"``), or the mean of the first with the data-level votes (``"combined"``).
     index
         Names of the cells.
+    vote
+        Whose shares decide.
+    n_smooth
+        Target cells of a neighbourhood in the combined vote.
     """
     categories, codes = np.asarray(labels["categories"], dtype=object), labels["codes"]
     shares = label_shares(codes[ranked["latent" if vote == "latent" else "likelihood"]], len(categories))
-    table = pd.DataFrame(index=index)
-    if data_level is not None:
-        data_shares = label_shares(codes[data_level], len(categories))
-        if vote == "combined":
-            shares = (shares + data_shares) / 2
-    best = shares.argmax(axis=1)
-    table["label"] = pd.Categorical.from_codes(best, categories=categories)
-    table["confidence"] = shares[np.arange(len(shares)), best]
-    table["novelty"] = ranked["novelty"]
-    if data_level is None:
-        table["data_level_label"] = pd.Categorical([None] * len(table), categories=categories)
-        table["data_level_agreement"] = np.nan
-    else:
-        first = data_shares.argmax(axis=1)
-        table["data_level_label"] = pd.Categorical.from_codes(first, categories=categories)
-        table["data_level_agreement"] = data_shares[np.arange(len(data_shares)), first]
-    return table
+    data_shares = np.zeros_like(shares) if data_level is None else label_shares(codes[data_level], len(categories))
+    if vote == "combined":
+        if data_level is not None:
+            shares = (1 - DATA_LEVEL_SHARE) * shares + DATA_LEVEL_SHARE * data_shares
+        if n_smooth > 1:
+            nearest, _ = nearest_neighbors(ranked["mean"], ranked["mean"], min(n_smooth, len(index)), metric="euclidean")
+            shares = (shares + shares[nearest].mean(axis=1)) / 2
+
+    def best(shares):
+        first = shares.argmax(axis=1)
+        top = shares[np.arange(len(shares)), first]
+        return pd.Categorical.from_codes(np.where(top > 0, first, -1), categories=categories), top
+
+    label, confidence = best(shares)
+    data_label, agreement = best(data_shares)
+    return pd.DataFrame(
+        {
+            "label": label,
+            "confidence": confidence,
+            "novelty": ranked["novelty"],
+            "data_level_label": data_label,
+            "data_level_agreement": np.nan if data_level is None else agreement,
+        },
+        index=index,
+    )

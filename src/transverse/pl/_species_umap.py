@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba_array
+
+# Nine colours that most colour-blind readers can tell apart (seaborn's "colorblind" without its grey).
+_COLORS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #56b4e9 #ca9161 #ece133 #fbafe4".split()
+_OTHER_SPECIES, _NO_LABEL = "#e3e3e3", "#4d4d4d"
+_MISSING = "missing"
+
+
+def species_umap(
+    adatas: Mapping[str, AnnData],
+    color: str | Mapping[str, str],
+    *,
+    use_rep: str = "X_scSpecies",
+    palette: str | Sequence[str] | Mapping[str, str] | None = None,
+    size: float | None = None,
+    random_state: int = 0,
+    ax: Axes | Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | PathLike | None = None,
+) -> list[Axes]:
+    """One UMAP of several species, a panel for each, with shared coordinates and colours.
+
+    Each panel shows the cells of its species in colour over those of all others in grey.
+
+    Parameters
+    ----------
+    adatas
+        Species names and their data, with a representation in one common space.
+    color
+        Column of ``.obs`` with categories to colour by, or a column for each species.
+    use_rep
+        Key of ``.obsm`` with the common representation, of shape ``(n_cells, n_latent)``.
+    palette
+        Colours of the categories: a mapping, a list, or the name of a colormap. By default nine that colour-blind
+        readers can tell apart, and scanpy's for more categories; ``"unknown"`` and missing labels are dark grey.
+    size
+        Size of the points, in square points; by default smaller for more cells.
+    random_state
+        Seed of the neighbour graph and of UMAP.
+    ax
+        Axes to draw on, one for each species.
+    show
+        Show the figure; by default only where scanpy would (``sc.settings.autoshow``) and no axes are given.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The axes, one for each species. The user's objects are not changed.
+
+    Raises
+    ------
+    KeyError
+        If a representation, a column or the colour of a category is missing.
+    ValueError
+        If there are no species, a column holds numbers and not categories, the representations differ in width, or
+        there are not as many axes as species.
+
+    Examples
+    --------
+    >>> axes = tv.pl.species_umap({"mouse": mouse, "human": human}, color="cell_type")  # doctest: +SKIP
+    """
+    labels = _checked_labels(adatas, color, use_rep)
+    categories = list(dict.fromkeys(c for column in labels.values() for c in column.cat.categories))
+    colors = _category_colors(categories, palette)
+    if ax is not None and len(np.ravel(ax)) != len(adatas):
+        raise ValueError(f"ax must hold an Axes for each of the {len(adatas)} species, but holds {len(np.ravel(ax))}.")
+
+    joint = AnnData(obsm={use_rep: np.concatenate([np.asarray(adata.obsm[use_rep]) for adata in adatas.values()])})
+    sc.pp.neighbors(joint, use_rep=use_rep, random_state=random_state)
+    sc.tl.umap(joint, random_state=random_state)
+    xy = joint.obsm["X_umap"]
+    species = np.repeat(list(adatas), [adata.n_obs for adata in adatas.values()])
+    point_colors = to_rgba_array([colors[label] for column in labels.values() for label in column])
+    size = min(30.0, 40_000 / joint.n_obs) if size is None else size
+
+    axes = list(_axes(len(adatas)) if ax is None else np.ravel(ax))
+    for panel, name in zip(axes, adatas, strict=True):
+        own = species == name
+        panel.scatter(*xy[~own].T, s=size, c=_OTHER_SPECIES, linewidths=0, rasterized=True)
+        # in a random order, so that no category hides the others
+        order = np.random.default_rng(random_state).permutation(np.flatnonzero(own))
+        panel.scatter(*xy[order].T, s=size, c=point_colors[order], linewidths=0, rasterized=True)
+        panel.set(title=name, xlabel="UMAP1", ylabel="UMAP2", xticks=[], yticks=[])
+    handles = [plt.Line2D([], [], marker="o", linestyle="", color=colors[c], label=c) for c in categories]
+    # columns of at most 16 rows, so that the legend is no taller than the panel
+    axes[-1].legend(
+        handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, ncols=-(-len(handles) // 16)
+    )
+    if save is not None:
+        axes[0].figure.savefig(save, dpi=150, bbox_inches="tight")
+    if show or (show is None and ax is None and sc.settings.autoshow):
+        plt.show()
+    return axes
+
+
+def _checked_labels(
+    adatas: Mapping[str, AnnData], color: str | Mapping[str, str], use_rep: str
+) -> dict[str, pd.Series]:
+    """Labels of each species, categories that occur only; raises where something does not fit."""
+    if len(adatas) == 0:
+        raise ValueError("adatas must hold the data of at least one species, but is empty.")
+    labels = {}
+    for name, adata in adatas.items():
+        if use_rep not in adata.obsm:
+            raise KeyError(f"use_rep={use_rep!r} is not in the .obsm of {name!r}. Keys: {list(adata.obsm)}.")
+        if not isinstance(color, str) and name not in color:
+            raise KeyError(f"color names no column for {name!r}. It has: {list(color)}.")
+        column = color if isinstance(color, str) else color[name]
+        if column not in adata.obs:
+            raise KeyError(f"color={column!r} is not in the .obs of {name!r}. Columns: {list(adata.obs)}.")
+        if pd.api.types.is_float_dtype(adata.obs[column]):
+            raise ValueError(f"color={column!r} of {name!r} must hold categories, but holds numbers.")
+        values = adata.obs[column].astype("category").cat.remove_unused_categories()
+        values = values.cat.rename_categories(values.cat.categories.astype(str))
+        if values.isna().any():
+            values = values.cat.add_categories(_MISSING).fillna(_MISSING)
+        labels[name] = values
+    widths = {name: adata.obsm[use_rep].shape[1] for name, adata in adatas.items()}
+    if len(set(widths.values())) > 1:
+        raise ValueError(f"The representations must be of one width, but are {widths}.")
+    return labels
+
+
+def _category_colors(categories: Sequence[str], palette: str | Sequence[str] | Mapping[str, str] | None) -> dict:
+    if isinstance(palette, Mapping):
+        palette = {str(category): value for category, value in palette.items()}
+        if missing := [category for category in categories if category not in palette]:
+            raise KeyError(f"palette has no colour for {missing[:5]}.")
+        return palette
+    neutral = {c: _NO_LABEL for c in categories if c in ("unknown", _MISSING)} if palette is None else {}
+    others = [category for category in categories if category not in neutral]
+    if palette is None:
+        choices = (_COLORS, sc.pl.palettes.default_20, sc.pl.palettes.default_102)
+        palette = next((colors for colors in choices if len(others) <= len(colors)), choices[-1])
+    elif isinstance(palette, str):
+        colormap = plt.get_cmap(palette, len(others))
+        palette = [colormap(i) for i in range(len(others))]
+    return {category: palette[i % len(palette)] for i, category in enumerate(others)} | neutral
+
+
+def _axes(n: int) -> np.ndarray:
+    return plt.subplots(1, n, figsize=(4.5 * n, 4.2), squeeze=False, layout="constrained")[1][0]

@@ -1,0 +1,643 @@
+import subprocess
+import sys
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import scvi
+import torch
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+
+import transverse as tv
+
+from .conftest import QUIET, build, train_context
+
+# ---- what the method promises
+
+
+def test_labels_are_carried_over(model, species):
+    truth = species[1].obs["cell_type"].astype(str)
+    labels = model.transfer_labels()
+    assert list(labels.index) == list(species[1].obs_names)
+    assert balanced_accuracy_score(truth, labels["label"].astype(str)) > 0.95
+    for vote in ("likelihood", "latent"):
+        assert balanced_accuracy_score(truth, model.transfer_labels(vote=vote)["label"].astype(str)) > 0.85
+
+
+def test_both_species_share_one_latent_space(model, species):
+    latent, context = model.get_latent_representation(), model.get_context_representation()
+    assert latent.shape == (300, 10)
+    assert context.shape == (400, 10)
+    classifier = KNeighborsClassifier(25).fit(context, species[0].obs["cell_type"].astype(str))
+    assert classifier.score(latent, species[1].obs["cell_type"].astype(str)) > 0.85
+
+
+def test_alignment_is_what_brings_the_species_together(context, species):
+    scvi.settings.seed = 0
+    model = build(context, species[1])
+    model.train(150, plan_kwargs={"min_alignment_weight": 0.0, "max_alignment_weight": 0.0}, **QUIET)
+    predicted = model.transfer_labels(vote="latent")["label"].astype(str)
+    assert balanced_accuracy_score(species[1].obs["cell_type"].astype(str), predicted) < 0.7
+
+
+def test_only_the_targets_own_parts_learn(context, species):
+    model = build(context, species[1])
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    model.train(2, **QUIET)
+    changed = {name for name, value in model.module.state_dict().items() if not torch.equal(value, before[name])}
+    frozen = ("context.", "context_", "z_encoder.encoder.fc_layers.Layer 1", "z_encoder.mean_", "z_encoder.var_")
+    assert not [name for name in changed if name.startswith(frozen)]
+    assert any(name.startswith("z_encoder.encoder.fc_layers.Layer 0") for name in changed)
+    assert any(name.startswith("decoder.") for name in changed)
+    assert "px_r" in changed
+
+
+def test_inner_encoder_is_the_contexts(model, context):
+    for name in ("mean_encoder.weight", "var_encoder.bias", "encoder.fc_layers.Layer 1.0.weight"):
+        ours = dict(model.module.z_encoder.named_parameters())[name]
+        torch.testing.assert_close(ours, dict(context.module.z_encoder.named_parameters())[name])
+        assert not ours.requires_grad
+
+
+def test_frozen_part_has_no_dropout_in_training(context, species):
+    model = build(context, species[1])
+    model.module.train()
+    dropouts = [m for m in model.module.z_encoder.encoder.fc_layers[1] if isinstance(m, torch.nn.Dropout)]
+    assert dropouts and not any(m.training for m in dropouts)
+    assert model.module.z_encoder.encoder.fc_layers[0].training
+    model = build(context, species[1], frozen_eval=False)
+    model.module.train()
+    assert model.module.z_encoder.encoder.fc_layers[1].training
+
+
+def test_context_representation_is_the_context_models_own(model, context):
+    np.testing.assert_allclose(model.get_context_representation(), context.get_latent_representation(), atol=1e-5)
+
+
+def test_intermediate_representation_leads_to_the_latent_one(model):
+    hidden = torch.from_numpy(model.get_intermediate_representation())
+    assert hidden.shape == (300, 128)
+    inner = model.module.z_encoder.encoder.fc_layers[1]
+    with torch.no_grad():
+        for layer in inner:
+            hidden = hidden if layer is None else layer(hidden)
+        latent = model.module.z_encoder.mean_encoder(hidden)
+    np.testing.assert_allclose(latent.numpy(), model.get_latent_representation(), atol=1e-4)
+    assert model.get_intermediate_representation(context=True).shape == (400, 128)
+
+
+def test_target_labels_never_enter_training(context, species):
+    human = species[1].copy()
+    results = []
+    for labels in (human.obs["cell_type"].astype(str).to_numpy(), np.full(human.n_obs, "nothing")):
+        human.obs["cell_type"] = labels
+        scvi.settings.seed = 0
+        model = build(context, human)
+        model.train(3, **QUIET)
+        results.append(model.get_latent_representation())
+    np.testing.assert_array_equal(*results)
+
+
+def test_same_seed_same_model_other_seed_other_model(context, species):
+    latents = []
+    for seed in (0, 0, 1):
+        scvi.settings.seed = seed
+        model = build(context, species[1])
+        model.train(2, **QUIET)
+        latents.append(model.get_latent_representation())
+    np.testing.assert_array_equal(latents[0], latents[1])
+    assert np.abs(latents[0] - latents[2]).max() > 1e-3
+
+
+def test_results_do_not_depend_on_the_batch_size(model):
+    np.testing.assert_allclose(
+        model.get_latent_representation(batch_size=7), model.get_latent_representation(), atol=1e-5
+    )
+    small, large = model.transfer_labels(batch_size=7), model.transfer_labels(batch_size=300)
+    assert (small["label"] == large["label"]).mean() > 0.99
+    np.testing.assert_allclose(small["novelty"], large["novelty"], atol=1e-2)
+
+
+def test_history_and_schedules(context, species):
+    model = build(context, species[1])
+    plan = {"n_epochs_alignment_warmup": 2, "n_epochs_kl_warmup": 2}
+    weights = []
+
+    class Spy(model._training_plan_cls):
+        def training_step(self, batch, batch_idx):
+            weights.append((self.current_epoch, self.alignment_weight, self.kl_weight))
+            return super().training_step(batch, batch_idx)
+
+    model._training_plan_cls = Spy
+    model.train(4, plan_kwargs=plan, **QUIET)
+    seen = pd.DataFrame(weights, columns=["epoch", "alignment", "kl"]).groupby("epoch").first()
+    np.testing.assert_allclose(seen["alignment"], [10, 17.5, 25, 25])
+    np.testing.assert_allclose(seen["kl"], [0.1, 0.55, 1, 1])
+    assert len(model.history["alignment_loss_train"]) == 4
+    assert (model.history["alignment_loss_train"].to_numpy() > 0).all()
+
+
+# ---- options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gene_likelihood": "nb"},
+        {"gene_likelihood": "zinb", "dispersion": "gene"},
+        {"dispersion": "gene-cell"},
+        {"gene_likelihood": "nb", "dispersion": "gene-cell"},
+        {"use_observed_lib_size": False},
+        {"split_softmax": True},
+        {"align_average": "all"},
+        {"candidate_latent": "sample"},
+        {"policy": "sum"},
+        {"policy": "best"},
+        {"n_neighbors": 1},
+        {"normalization": "none", "n_smooth": 1},
+        {"metric": "euclidean"},
+        {"method": "pynndescent"},
+    ],
+    ids=str,
+)
+def test_options(context, species, options):
+    model = build(context, species[1], **options)
+    model.train(2, **QUIET)
+    latent = model.get_latent_representation()
+    assert np.isfinite(latent).all()
+    assert np.isfinite(model.transfer_labels()["novelty"]).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clip_activation": False, "gene_likelihood": "nb", "dispersion": "gene"},
+        {"n_layers": 3},
+        {"use_observed_lib_size": False},
+        {"use_batch_norm": "both", "use_layer_norm": "none"},
+        {"encode_covariates": False, "deeply_inject_covariates": True},
+        {"log_variational": False},
+    ],
+    ids=str,
+)
+def test_contexts(species, options):
+    model = build(train_context(species[0].copy(), **options), species[1])
+    model.train(2, **QUIET)
+    assert np.isfinite(model.get_latent_representation()).all()
+
+
+def test_alignment_term_by_hand(context, species):
+    model = build(context, species[1])
+    module = model.module.eval()
+    tensors = {
+        "X": torch.from_numpy(species[1].X[:20].toarray()),
+        "batch": torch.from_numpy(species[1].obs["batch"].cat.codes.to_numpy()[:20, None].astype(np.int64)),
+        "candidates": torch.from_numpy(model.neighbors_[:20]),
+        "eligible": torch.arange(20).unsqueeze(1) < 8,
+    }
+    outputs = module.inference(tensors["X"], tensors["batch"])
+    total = 0.0
+    for j in range(8):
+        best, best_score = None, -np.inf
+        for i in model.neighbors_[j]:
+            z = module.context_mean[i : i + 1]
+            px = module.generative(z, outputs["library"][j : j + 1], tensors["batch"][j : j + 1])["px"]
+            score = px.log_prob(tensors["X"][j : j + 1]).sum().item()
+            if score > best_score:
+                best, best_score = i, score
+        total += (outputs["intermediate"][j] - module.context_intermediate[best]).square().sum().item()
+    np.testing.assert_allclose(module._alignment(tensors, outputs).item(), total / 8, rtol=1e-3)
+    module.align_average = "all"
+    np.testing.assert_allclose(module._alignment(tensors, outputs).item(), total / 20, rtol=1e-3)
+    tensors["eligible"][:] = False
+    assert module._alignment(tensors, outputs).item() == 0
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
+@pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-cell"])
+def test_best_candidate_is_the_full_likelihoods(context, species, likelihood, dispersion):
+    model = build(context, species[1], gene_likelihood=likelihood, dispersion=dispersion)
+    module = model.module.eval()
+    x = torch.from_numpy(species[1].X[:30].toarray())
+    batch = torch.from_numpy(species[1].obs["batch"].cat.codes.to_numpy()[:30, None].astype(np.int64))
+    candidates = torch.from_numpy(model.neighbors_[:30])
+    library = torch.log(x.sum(1, keepdim=True))
+    full = torch.stack(
+        [
+            module.generative(module.context_mean[candidates[:, k]], library, batch)["px"].log_prob(x).sum(-1)
+            for k in range(candidates.shape[1])
+        ],
+        dim=1,
+    )
+    tensors = {"X": x, "batch": batch, "candidates": candidates}
+    scores = module.candidate_scores(tensors, library, candidates)
+    torch.testing.assert_close(scores - scores[:, :1], full - full[:, :1], rtol=1e-3, atol=2e-2)
+    expected = torch.gather(candidates, 1, full.argmax(1, keepdim=True)).squeeze(1)
+    assert torch.equal(module.best_candidates(tensors, library), expected)
+
+
+def test_covariates_reach_the_decoder(context, species):
+    human = species[1].copy()
+    human.obs["sex"] = np.where(np.arange(human.n_obs) % 2, "f", "m")
+    human.obs["age"] = np.linspace(-1, 1, human.n_obs)
+    tv.ScSpecies.setup_anndata(
+        human, batch_key="batch", categorical_covariate_keys=["sex"], continuous_covariate_keys=["age"]
+    )
+    model = tv.ScSpecies.from_scvi_model(context, human, human.uns["orthologs"], labels_key="cell_type")
+    model.train(2, **QUIET)
+    module = model.module.eval()
+    loader = model._make_data_loader(human, batch_size=20)
+    tensors = next(iter(loader))
+    candidates = torch.from_numpy(model.neighbors_[:20, :3])
+    library = module.library(tensors)
+    full = torch.stack(
+        [
+            module.generative(
+                module.context_mean[candidates[:, k]],
+                library,
+                tensors["batch"],
+                cont_covs=tensors["extra_continuous_covs"],
+                cat_covs=tensors["extra_categorical_covs"],
+            )["px"]
+            .log_prob(tensors["X"])
+            .sum(-1)
+            for k in range(3)
+        ],
+        dim=1,
+    )
+    scores = module.candidate_scores(tensors, library, candidates)
+    torch.testing.assert_close(scores - scores[:, :1], full - full[:, :1], rtol=1e-3, atol=2e-2)
+    assert np.isfinite(model.transfer_labels()["confidence"]).all()
+
+
+def test_early_stopping_and_validation(context, species):
+    model = build(context, species[1])
+    model.train(3, early_stopping=True, **QUIET)
+    assert "elbo_validation" in model.history
+    assert len(model.validation_indices) == 30
+
+
+def test_a_last_batch_of_one_is_dropped(context, species):
+    model = build(context, species[1][:257])
+    model.train(1, batch_size=128, **QUIET)
+    assert model.trainer.global_step == 2
+
+
+# ---- label transfer
+
+
+def test_vote_table_by_hand(model, species):
+    table = model.transfer_labels(n_candidates=60, n_neighbors=11, n_smooth=1)
+    latent, context = model.get_latent_representation(), model.get_context_representation()
+    codes = species[0].obs["cell_type"].cat.codes.to_numpy()
+    categories = species[0].obs["cell_type"].cat.categories
+    module = model.module.eval()
+    for j in (0, 17, 123):
+        nearest = np.argsort(np.linalg.norm(context - latent[j], axis=1))[:60]
+        x = torch.from_numpy(species[1].X[j].toarray())
+        batch = torch.tensor([[species[1].obs["batch"].cat.codes.iloc[j]]], dtype=torch.long)
+        library = torch.log(x.sum(1, keepdim=True))
+        with torch.no_grad():
+
+            def log_prob(z, library=library, batch=batch, x=x):
+                return module.generative(torch.from_numpy(z)[None], library, batch)["px"].log_prob(x).sum().item()
+
+            scores = np.array([log_prob(context[i]) for i in nearest])
+            own = log_prob(latent[j])
+        best = nearest[np.argsort(-scores)[:11]]
+        shares = np.bincount(codes[best], minlength=len(categories)) / 11
+        data = np.bincount(codes[model.neighbors_[j]], minlength=len(categories)) / model.neighbors_.shape[1]
+        mean = 0.4 * shares + 0.6 * data
+        row = table.iloc[j]
+        assert row["label"] == categories[mean.argmax()]
+        np.testing.assert_allclose(row["confidence"], mean.max(), atol=1e-6)
+        np.testing.assert_allclose(row["novelty"], own - np.sort(scores)[::-1][:11].mean(), rtol=1e-2, atol=2e-2)
+        np.testing.assert_allclose(row["data_level_agreement"], data.max(), atol=1e-6)
+        assert row["data_level_label"] == categories[data.argmax()]
+
+
+def test_combined_vote_listens_to_the_cells_neighbourhood(model):
+    latent = model.get_latent_representation()
+    votes = {}
+    for n_smooth in (1, 15):
+        table = model.transfer_labels(n_smooth=n_smooth)
+        votes[n_smooth] = table
+    # a cell in a neighbourhood that agrees with it keeps its label; confidence moves towards the neighbourhood's
+    nearest = np.argsort(np.linalg.norm(latent[:, None] - latent[None], axis=2), axis=1)[:, :15]
+    own = votes[1]["confidence"].to_numpy()
+    same = (votes[1]["label"].to_numpy()[nearest] == votes[1]["label"].to_numpy()[:, None]).all(axis=1)
+    expected = (own + own[nearest].mean(axis=1)) / 2
+    assert same.sum() > 100
+    np.testing.assert_allclose(votes[15]["confidence"].to_numpy()[same], expected[same], atol=1e-6)
+
+
+def test_labels_of_some_cells_are_those_of_all(model):
+    table = model.transfer_labels()
+    pd.testing.assert_frame_equal(model.transfer_labels(indices=[5, 2, 70]), table.iloc[[5, 2, 70]])
+
+
+def test_unknown_and_key_added(context, species):
+    human = species[1].copy()
+    tv.ScSpecies.setup_anndata(human, batch_key="batch")
+    model = tv.ScSpecies.from_scvi_model(context, human, human.uns["orthologs"], labels_key="cell_type")
+    model.train(5, **QUIET)
+    plain = model.transfer_labels()
+    threshold = plain["novelty"].quantile(0.9)
+    flagged = model.transfer_labels(unknown_threshold=threshold, key_added="pred")
+    unknown = (flagged["label"] == "unknown").to_numpy()
+    np.testing.assert_array_equal(unknown, plain["novelty"] > threshold)
+    assert (flagged["label"][~unknown].astype(str) == plain["label"][~unknown].astype(str)).all()
+    assert (human.obs["pred"].astype(str) == flagged["label"].astype(str)).all()
+    np.testing.assert_array_equal(human.obs["pred_confidence"], flagged["confidence"])
+    automatic = model.transfer_labels(unknown_threshold="auto")
+    share = (automatic["label"] == "unknown").to_numpy()[model.eligible_].mean()
+    assert 0.03 < share < 0.07
+
+
+def test_novel_cells_have_high_novelty():
+    data = tv.datasets.simulate_species("tiny", target_only_types=1, seed=2)
+    mouse, human = data["mouse"], data["human"]
+    model = build(train_context(mouse), human)
+    model.train(150, **QUIET)
+    novelty = model.transfer_labels()["novelty"].to_numpy()
+    new = ~human.obs["cell_type"].isin(mouse.obs["cell_type"]).to_numpy()
+    order = novelty.argsort().argsort()
+    auc = (order[new].mean() - (new.sum() - 1) / 2) / (~new).sum()
+    assert auc > 0.8
+
+
+def test_several_label_columns(context, species):
+    model = build(context, species[1], labels_key=["cell_type", "sibling_pair"])
+    model.train(2, **QUIET)
+    pairs = model.transfer_labels(labels_key="sibling_pair")["label"]
+    assert set(pairs.cat.categories) == set(species[0].obs["sibling_pair"])
+    with pytest.raises(KeyError, match="not one of the context's.*cell_type.*sibling_pair"):
+        model.transfer_labels(labels_key="age")
+
+
+def test_unlabelled_context_cells_do_not_vote(species):
+    mouse = species[0].copy()
+    mouse.obs["some"] = mouse.obs["cell_type"].astype(str).where(np.arange(mouse.n_obs) % 2 == 0, None)
+    model = build(train_context(mouse), species[1], labels_key="some")
+    model.train(3, **QUIET)
+    assert set(model.transfer_labels()["label"].astype(str)) <= set(mouse.obs["cell_type"].astype(str))
+
+
+def test_new_cells_of_the_target(model, species):
+    new = tv.datasets.simulate_species("tiny", seed=1, n_cells={"human": 200})["human"]
+    assert model.get_latent_representation(new).shape == (200, 10)
+    table = model.transfer_labels(new)
+    assert table["data_level_label"].isna().all()
+    assert balanced_accuracy_score(new.obs["cell_type"].astype(str), table["label"].astype(str)) > 0.8
+
+
+def test_data_level_labels_need_no_training(context, species):
+    model = build(context, species[1], n_smooth=1)
+    table = model.get_data_level_labels()
+    assert balanced_accuracy_score(species[1].obs["cell_type"].astype(str), table["label"].astype(str)) > 0.7
+
+
+def test_smoothing_helps_where_few_genes_are_shared(context, species):
+    human = species[1].copy()
+    table = human.uns["orthologs"].sample(25, random_state=0)
+    tv.ScSpecies.setup_anndata(human, batch_key="batch")
+    truth = human.obs["cell_type"].astype(str)
+    score = {}
+    for n_smooth in (1, 15):
+        model = tv.ScSpecies.from_scvi_model(context, human, table, labels_key="cell_type", n_smooth=n_smooth)
+        score[n_smooth] = balanced_accuracy_score(truth, model.get_data_level_labels()["label"].astype(str))
+    assert score[15] > score[1] + 0.05
+
+
+def test_inherited_methods(model):
+    expression = model.get_normalized_expression(library_size=1e4)
+    assert expression.shape == (300, 280)
+    np.testing.assert_allclose(expression.sum(1), 1e4, rtol=1e-3)
+    assert model.get_elbo() < 0
+    model.view_anndata_setup()
+
+
+# ---- saving
+
+
+def test_save_and_load(model, species, tmp_path):
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="already exists"):
+        model.save(tmp_path / "model")
+    loaded = tv.ScSpecies.load(tmp_path / "model", species[1].copy())
+    np.testing.assert_array_equal(loaded.get_latent_representation(), model.get_latent_representation())
+    np.testing.assert_array_equal(loaded.get_context_representation(), model.get_context_representation())
+    pd.testing.assert_frame_equal(
+        loaded.transfer_labels(unknown_threshold="auto"), model.transfer_labels(unknown_threshold="auto")
+    )
+    loaded.train(1, **QUIET)
+    assert len(loaded.history["train_loss"]) == 151
+
+
+def test_load_without_data(model, species, tmp_path):
+    model.save(tmp_path / "model", prefix="a_")
+    loaded = tv.ScSpecies.load(tmp_path / "model", adata=False, prefix="a_")
+    np.testing.assert_array_equal(loaded.get_context_representation(), model.get_context_representation())
+    np.testing.assert_array_equal(
+        loaded.get_latent_representation(species[1].copy()), model.get_latent_representation()
+    )
+
+
+def test_load_in_another_process(model, species, tmp_path):
+    model.save(tmp_path / "model")
+    human = species[1].copy()
+    human.write_h5ad(tmp_path / "human.h5ad")
+    code = (
+        "import sys, anndata, numpy, transverse as tv, torch; torch.set_num_threads(1);"
+        "adata = anndata.read_h5ad(sys.argv[1] + '/human.h5ad');"
+        "model = tv.ScSpecies.load(sys.argv[1] + '/model', adata);"
+        "numpy.save(sys.argv[1] + '/latent.npy', model.get_latent_representation());"
+        "model.transfer_labels().to_csv(sys.argv[1] + '/labels.csv')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
+    np.testing.assert_allclose(np.load(tmp_path / "latent.npy"), model.get_latent_representation(), atol=1e-6)
+    labels = pd.read_csv(tmp_path / "labels.csv", index_col=0)
+    assert (labels["label"].to_numpy() == model.transfer_labels()["label"].astype(str).to_numpy()).all()
+
+
+def test_genes_are_put_in_order(model, species, tmp_path):
+    model.save(tmp_path / "model")
+    shuffled = species[1][:, np.random.default_rng(0).permutation(280)].copy()
+    extra = ad.concat([shuffled, ad.AnnData(sp.csr_matrix((300, 2)), shuffled.obs, pd.DataFrame(index=["a", "b"]))], axis=1)
+    extra.obs = shuffled.obs
+    for data in (shuffled, extra):
+        loaded = tv.ScSpecies.load(tmp_path / "model", data)
+        np.testing.assert_allclose(
+            loaded.get_latent_representation(), model.get_latent_representation(), atol=1e-5
+        )
+    np.testing.assert_allclose(
+        model.get_latent_representation(shuffled), model.get_latent_representation(), atol=1e-5
+    )
+    with pytest.raises(ValueError, match="1 of the 280 genes.*are missing"):
+        model.get_latent_representation(species[1][:, 1:].copy())
+    with pytest.raises(ValueError, match="1 of the 280 genes.*are missing"):
+        tv.ScSpecies.load(tmp_path / "model", species[1][:, 1:].copy())
+
+
+def test_backed_and_dense_give_the_same(context, species, tmp_path):
+    results = []
+    species[1].write_h5ad(tmp_path / "human.h5ad")
+    dense = species[1].copy()
+    dense.X = dense.X.toarray()
+    ints = species[1].copy()
+    ints.X = ints.X.astype(np.int64).tocsc()
+    for human in (species[1].copy(), dense, ints, ad.read_h5ad(tmp_path / "human.h5ad", backed="r")):
+        tv.ScSpecies.setup_anndata(human, batch_key="batch")
+        scvi.settings.seed = 0
+        model = tv.ScSpecies.from_scvi_model(context, human, species[1].uns["orthologs"], labels_key="cell_type")
+        model.train(2, **QUIET)
+        results.append((model.neighbors_, model.get_latent_representation(), model.transfer_labels()))
+    for neighbors, latent, labels in results[1:]:
+        np.testing.assert_array_equal(neighbors, results[0][0])
+        np.testing.assert_allclose(latent, results[0][1], atol=1e-3)
+        assert (labels["label"] == results[0][2]["label"]).mean() > 0.99
+
+
+def test_counts_in_a_layer(context, species):
+    human = species[1].copy()
+    human.layers["counts"] = human.X.copy()
+    human.X = human.X.log1p()
+    tv.ScSpecies.setup_anndata(human, layer="counts", batch_key="batch")
+    scvi.settings.seed = 0
+    model = tv.ScSpecies.from_scvi_model(context, human, human.uns["orthologs"], labels_key="cell_type")
+    expected = build(context, species[1])
+    np.testing.assert_array_equal(model.neighbors_, expected.neighbors_)
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda a: None, KeyError, "batch_key='nothing' is not in adata.obs.*cell_type"),
+        (lambda a: a.obs.assign(nothing=None), ValueError, "missing for 300 cells"),
+    ],
+)
+def test_setup_refuses_bad_batches(species, spoil, error, message):
+    human = species[1].copy()
+    if (obs := spoil(human)) is not None:
+        human.obs = obs
+    before = human.copy()
+    with pytest.raises(error, match=message):
+        tv.ScSpecies.setup_anndata(human, batch_key="nothing")
+    assert list(human.obs) == list(before.obs)
+    assert list(human.uns) == list(before.uns)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.log1p(), "must hold raw counts, but has fractions"),
+        (lambda x: -x, "negative values"),
+        (lambda x: x * np.nan, "missing or infinite"),
+        (lambda x: sp.csr_matrix(x.shape), "300 cells of adata have no counts"),
+    ],
+)
+def test_setup_refuses_what_is_not_counts(species, change, message):
+    human = species[1].copy()
+    human.X = sp.csr_matrix(change(human.X))
+    columns = list(human.obs)
+    with pytest.raises(ValueError, match=message):
+        tv.ScSpecies.setup_anndata(human, batch_key="batch")
+    assert list(human.obs) == columns
+
+
+def test_setup_refuses_other_faults(species):
+    with pytest.raises(TypeError, match="must be an AnnData, but got DataFrame"):
+        tv.ScSpecies.setup_anndata(pd.DataFrame())
+    human = species[1].copy()
+    with pytest.raises(KeyError, match="layer='counts' is not in adata.layers"):
+        tv.ScSpecies.setup_anndata(human, layer="counts")
+    with pytest.raises(ValueError, match="must be numeric"):
+        tv.ScSpecies.setup_anndata(human, continuous_covariate_keys=["batch"])
+    human.var_names = ["same"] * 2 + list(human.var_names[2:])
+    with pytest.raises(ValueError, match="these repeat: 'same'.*var_names_make_unique"):
+        tv.ScSpecies.setup_anndata(human)
+    with pytest.raises(ValueError, match="adata is empty"):
+        tv.ScSpecies.setup_anndata(species[1][:0].copy())
+
+
+def test_unfit_contexts_are_refused_with_the_reason(context, species):
+    mouse = species[0].copy()
+    scvi.model.SCVI.setup_anndata(mouse, batch_key="batch")
+    with pytest.raises(ValueError, match="is not trained"):
+        build(tv.ScSpecies.make_context(mouse), species[1])
+    with pytest.raises(TypeError, match="must be a scvi.model.SCVI model, but got str"):
+        build("model", species[1])
+    quick = {"max_epochs": 1, **QUIET}
+    for options, message in [
+        ({"n_layers": 1}, "n_layers=1, but needs at least 2"),
+        ({"deeply_inject_covariates": True}, "inner encoder layers read its batch"),
+        ({"latent_distribution": "ln"}, "must be 'normal', but is 'ln'"),
+    ]:
+        other = tv.ScSpecies.make_context(mouse, n_hidden=16, **options)
+        other.train(**quick)
+        with pytest.raises(ValueError, match=message):
+            build(other, species[1])
+    with pytest.raises(ValueError, match="needs at least 3"):
+        build(context, species[1], n_outer_layers=2)
+    with pytest.raises(KeyError, match=r"labels_key \(of the context\)='age'"):
+        build(context, species[1], labels_key="age")
+    with pytest.raises(ValueError, match="labels_key is needed"):
+        build(context, species[1], labels_key=None)
+    with pytest.raises(ValueError, match="n_neighbors=500 must be between 1 and"):
+        build(context, species[1], n_neighbors=500)
+    with pytest.raises(ValueError, match="gene_likelihood must be 'nb' or 'zinb'"):
+        build(context, species[1], gene_likelihood="poisson")
+    with pytest.raises(ValueError, match="dispersion must be"):
+        build(context, species[1], dispersion="gene-label")
+
+
+def test_no_shared_genes(context, species):
+    human = species[1].copy()
+    tv.ScSpecies.setup_anndata(human, batch_key="batch")
+    with pytest.raises(ValueError, match="(?s)Mouse.*Human|Human.*Mouse"):
+        tv.ScSpecies.from_scvi_model(context, human, labels_key="cell_type")
+
+
+def test_calls_that_cannot_work(context, species, model):
+    untrained = build(context, species[1])
+    for method in (untrained.get_latent_representation, untrained.transfer_labels):
+        with pytest.raises(RuntimeError, match="[Tt]rain"):
+            method()
+    with pytest.raises(TypeError, match="from_scvi_model"):
+        tv.ScSpecies(untrained.adata)
+    with pytest.raises(ValueError, match=r"agreement_quantile must be in \[0, 1\)"):
+        untrained.train(1, agreement_quantile=1.0)
+    with pytest.raises(ValueError, match="vote must be 'combined'"):
+        model.transfer_labels(vote="loud")
+    with pytest.raises(ValueError, match="n_neighbors=401 must be between"):
+        model.transfer_labels(n_neighbors=401)
+    with pytest.raises(ValueError, match="leave indices out"):
+        model.transfer_labels(indices=[0, 1], key_added="x")
+
+
+def test_training_on_other_cells_is_refused(model, species, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = tv.ScSpecies.load(tmp_path / "model", species[1][:100].copy())
+    assert loaded.get_latent_representation().shape == (100, 10)
+    with pytest.raises(ValueError, match="neighbours were searched for"):
+        loaded.train(1, **QUIET)
+
+
+def test_nothing_of_the_users_is_changed(context, species):
+    human = species[1].copy()
+    counts = human.X.copy()
+    columns, keys = list(human.obs), (list(human.obsm), list(human.layers), list(human.var))
+    tv.ScSpecies.setup_anndata(human, batch_key="batch")
+    model = tv.ScSpecies.from_scvi_model(context, human, human.uns["orthologs"], labels_key="cell_type")
+    model.train(1, **QUIET)
+    model.transfer_labels()
+    assert (human.X != counts).nnz == 0
+    # scvi-tools' own bookkeeping is all that was added
+    assert [c for c in human.obs if c not in columns] == ["_scvi_batch", "_scvi_labels"]
+    assert (list(human.obsm), list(human.layers), list(human.var)) == keys
