@@ -154,11 +154,8 @@ def scspecies_steps(folder: Path) -> dict[str, Step]:
 
     os.chdir(folder)  # it writes into the working directory
     context, target = read(folder)
-    shared = {
-        "batch_key": "batch",
-        "cell_key": "cell_type",
-        "NCBI_Taxon_ID": 10090,
-    }  # one taxon: matches names, offline
+    # one taxon for both, so that it matches names of genes and needs no network
+    shared = {"batch_key": "batch", "cell_key": "cell_type", "NCBI_Taxon_ID": 10090}
     with redirect_stdout(io.StringIO()):
         data = create_mdata(context, dataset_name="context", min_non_zero_genes=0.0, **shared)
         data.setup_target_adata(target, dataset_name="target", **shared)

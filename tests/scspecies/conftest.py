@@ -13,11 +13,12 @@ def species():
     return data["mouse"], data["human"]
 
 
-def train_context(mouse, **kwargs):
+def train_context(mouse, epochs=40, **kwargs):
     scvi.settings.seed = 0
     scvi.model.SCVI.setup_anndata(mouse, batch_key="batch")
     context = tv.ScSpecies.make_context(mouse, n_hidden=128, **kwargs)
-    context.train(100, train_size=1.0, plan_kwargs={"n_epochs_kl_warmup": 10, "eps": 1e-8}, **QUIET)
+    plan = {"n_epochs_kl_warmup": 10, "eps": 1e-8, "lr": 4e-3}
+    context.train(epochs, train_size=1.0, plan_kwargs=plan, **QUIET)
     return context
 
 
@@ -39,5 +40,5 @@ def model(context, species):
     """A trained model; tests must not change it."""
     scvi.settings.seed = 0
     model = build(context, species[1])
-    model.train(150, **QUIET)
+    model.train(60, plan_kwargs={"lr": 4e-3}, **QUIET)
     return model
