@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances
 
-from transverse.scspecies._neighbors import eligible_cells, nearest_neighbors, transform_counts, vote
+from transverse.scspecies._neighbors import (
+    SmoothedFeatures,
+    eligible_cells,
+    nearest_neighbors,
+    smoothing_weights,
+    transform_counts,
+    vote,
+)
 
 
 @pytest.fixture
@@ -91,7 +99,7 @@ def test_eligible_cells_are_the_best_of_their_label():
 
 def test_eligible_ties_are_broken_at_random_not_by_position():
     agreement = np.ones(1000)
-    chosen = [eligible_cells(np.zeros(1000, int), agreement, 0.5, seed) for seed in (0, 1)]
+    chosen = [eligible_cells(np.zeros(1000, int), agreement, 0.5, seed=seed) for seed in (0, 1)]
     assert chosen[0].sum() == chosen[1].sum() == 500
     assert (chosen[0] != chosen[1]).any()
     assert 150 < chosen[0][:500].sum() < 350
@@ -99,3 +107,25 @@ def test_eligible_ties_are_broken_at_random_not_by_position():
 
 def test_unlabelled_cells_are_not_eligible():
     assert not eligible_cells(np.array([-1, -1, 0]), np.array([1.0, 1.0, 0.2]), 0.0)[:2].any()
+
+
+def test_smoothing_averages_over_the_nearest_of_the_own_species():
+    rng = np.random.default_rng(0)
+    counts = sp.csr_matrix(rng.poisson(1.0, size=(60, 20)).astype(np.float32))
+    weights = smoothing_weights(counts, 5, n_components=19)
+    scores = PCA(19, svd_solver="full").fit_transform(counts.toarray())
+    full = pairwise_distances(scores)
+    for i in (0, 30, 59):
+        assert set(weights[i].indices) == set(np.argsort(full[i])[:5])
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
+    features = sp.csr_matrix(rng.random((60, 7)).astype(np.float32))
+    smoothed = SmoothedFeatures(features, weights)
+    np.testing.assert_allclose(smoothed[3:9], (weights @ features).toarray()[3:9], rtol=1e-6)
+    exact, _ = nearest_neighbors(smoothed, smoothed, 3)
+    expected, _ = nearest_neighbors((weights @ features).toarray(), (weights @ features).toarray(), 3)
+    np.testing.assert_array_equal(exact, expected)
+
+
+def test_smoothing_with_fewer_cells_than_neighbours():
+    weights = smoothing_weights(sp.csr_matrix(np.eye(4, dtype=np.float32)), 15)
+    np.testing.assert_allclose(weights.toarray(), 0.25)

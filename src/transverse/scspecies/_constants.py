@@ -3,6 +3,7 @@ from typing import NamedTuple
 
 class _SCSPECIES_KEYS(NamedTuple):
     # tensors of a training batch
+    CELL_KEY: str = "cell"
     CANDIDATES_KEY: str = "candidates"
     ELIGIBLE_KEY: str = "eligible"
     # outputs of the module

@@ -37,7 +37,7 @@ def make_context(
     n_hidden: int = 256,
     n_latent: int = 10,
     n_layers: int = 2,
-    gene_likelihood: Literal["zinb", "nb"] = "zinb",
+    gene_likelihood: Literal["nb", "zinb"] = "nb",
     dispersion: Literal["gene", "gene-batch"] = "gene-batch",
     clip_activation: bool = True,
     **kwargs,
@@ -52,7 +52,8 @@ def make_context(
     adata
         Context data, registered with ``scvi.model.SCVI.setup_anndata``.
     n_hidden, n_latent, n_layers, gene_likelihood, dispersion
-        As in :class:`scvi.model.SCVI`.
+        As in :class:`scvi.model.SCVI`. The paper's likelihood is ``"zinb"``; ``"nb"`` carries labels over as well and takes
+        two thirds of the time.
     clip_activation
         Clip the activations to [0, 6] as in the paper; the published package does not.
     **kwargs
@@ -91,7 +92,9 @@ def check_context_model(model: SCVI, n_outer_layers: int) -> None:
     if model.adata is None:
         raise ValueError("The context model has no AnnData. Load it with one: scvi.model.SCVI.load(path, adata=...).")
     if (minified := model.minified_data_type) is not None:
-        raise ValueError(f"The context model is minified ({minified}): its counts are gone. Load it with the full data.")
+        raise ValueError(
+            f"The context model is minified ({minified}): its counts are gone. Load it with the full data."
+        )
     check_counts(model.adata, registered_layer(model.adata_manager), "the context's AnnData")
     module = model.module
     if module.latent_distribution != "normal":

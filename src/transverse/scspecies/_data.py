@@ -13,7 +13,7 @@ from ._constants import SCSPECIES_KEYS
 
 
 class CandidateDataset(AnnTorchDataset):
-    """Registered data of cells, their candidate context cells and whether they are eligible for alignment."""
+    """Registered data of cells, their positions, candidate context cells and whether they are eligible."""
 
     def __init__(self, adata_manager, candidates: np.ndarray, eligible: np.ndarray, **kwargs):
         super().__init__(adata_manager, **kwargs)
@@ -27,6 +27,7 @@ class CandidateDataset(AnnTorchDataset):
             # a backed AnnData returns rows in the order of the file
             indexes = np.sort(indexes)
         tensors = super().__getitem__(indexes)
+        tensors[SCSPECIES_KEYS.CELL_KEY] = np.arange(len(self.eligible))[indexes]
         tensors[SCSPECIES_KEYS.CANDIDATES_KEY] = self.candidates[indexes]
         tensors[SCSPECIES_KEYS.ELIGIBLE_KEY] = self.eligible[indexes, None]
         return tensors

@@ -115,7 +115,9 @@ class ScSpecies(RNASeqMixin, VAEMixin, BaseModelClass):
         **kwargs,
     ):
         if context_kwargs is None:
-            raise TypeError("ScSpecies needs a context model: use ScSpecies.from_scvi_model(context_model, adata, ...).")
+            raise TypeError(
+                "ScSpecies needs a context model: use ScSpecies.from_scvi_model(context_model, adata, ...)."
+            )
         super().__init__(adata, registry)
         module_kwargs = {key: context_kwargs[key] for key in _INHERITED if key in context_kwargs}
         chosen = {"gene_likelihood": gene_likelihood, "dispersion": dispersion}
@@ -154,6 +156,7 @@ class ScSpecies(RNASeqMixin, VAEMixin, BaseModelClass):
             f"orthologue), {n_context_cells} context cells, n_latent: {self.module.n_latent}, "
             f"gene_likelihood: {self.module.gene_likelihood}, dispersion: {self.module.dispersion}."
         )
+        self.var_names_ = [str(name) for name in self.get_var_names()]
         self.init_params_ = self._get_init_params(locals())
 
     @classmethod
@@ -377,10 +380,14 @@ class ScSpecies(RNASeqMixin, VAEMixin, BaseModelClass):
             early_stopping=early_stopping,
             **trainer_kwargs,
         )
-        runner()
+        self.module.choices = torch.full((n_obs,), -1)
+        try:
+            runner()
+        finally:
+            self.module.choices = None
         self.novelty_threshold_ = self._known_novelty()
 
-    def _known_novelty(self, quantile: float = 0.95, n_cells: int = 2000) -> float:
+    def _known_novelty(self, quantile: float = 0.95, n_cells: int = 500) -> float:
         """Quantile of the novelty of aligned cells, from a sample of them."""
         cells = np.flatnonzero(self.eligible_)
         cells = np.random.default_rng(settings.seed).permutation(cells)[:n_cells]
@@ -388,6 +395,37 @@ class ScSpecies(RNASeqMixin, VAEMixin, BaseModelClass):
         loader = self._make_data_loader(self.adata, indices=np.sort(cells))
         ranked = rank_candidates(self.module, loader, min(200, n_context), min(25, n_context))
         return float(np.quantile(ranked["novelty"], quantile))
+
+    @classmethod
+    def load(cls, dir_path: str, adata: AnnData | None = None, *args, **kwargs) -> ScSpecies:
+        """Load a model saved with :meth:`save`; see :meth:`scvi.model.SCVI.load`.
+
+        Genes of ``adata`` in another order, or more genes than the model knows, are put right in a copy; missing genes
+        are refused.
+
+        Parameters
+        ----------
+        dir_path
+            Folder of the model.
+        adata
+            Target data. Without it, data saved with the model; ``False`` loads the model alone.
+        *args, **kwargs
+            Further arguments of :meth:`scvi.model.SCVI.load`: ``accelerator``, ``device``, ``prefix``.
+
+        Notes
+        -----
+        The file is scvi-tools' own format, which is read by unpickling: load only models from sources that you trust.
+        """
+        names = saved_var_names(dir_path, kwargs.get("prefix")) if isinstance(adata, AnnData) else None
+        if names:
+            adata = align_genes(adata, names)
+        return super().load(dir_path, adata, *args, **kwargs)
+
+    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
+        names = getattr(self, "var_names_", None)
+        if adata is not None and names is not None:
+            adata = align_genes(adata, names)
+        return super()._validate_anndata(adata, copy_if_view=copy_if_view)
 
     def get_latent_representation(
         self,
@@ -485,7 +523,6 @@ class ScSpecies(RNASeqMixin, VAEMixin, BaseModelClass):
         vote: Vote = "combined",
         n_candidates: int = 200,
         n_neighbors: int = 25,
-        n_smooth: int = 15,
         unknown_threshold: float | Literal["auto"] | None = None,
         batch_size: int | None = None,
         key_added: str | None = None,
@@ -506,15 +543,12 @@ class ScSpecies(RNASeqMixin, VAEMixin, BaseModelClass):
             Which of the context's label columns; by default the first.
         vote
             ``"likelihood"`` is the paper's vote, ``"latent"`` that of the nearest in the latent space. ``"combined"``
-            (ours, the default) takes 0.4 of the likelihood's shares and 0.6 of those of the data-level neighbours, and
-            then the mean of a cell's own shares and of those of the ``n_smooth`` target cells nearest to it in the latent
-            space. It is right more often, and varies less between seeds, than any of its parts.
+            (ours, the default) takes 0.45 of the likelihood's shares and 0.55 of those of the data-level neighbours, which
+            therefore decide where both are unanimous. It is right more often, and varies less between seeds, than either.
         n_candidates
             Context cells to rank (paper: 200; fewer if the context has fewer).
         n_neighbors
             Context cells that vote (paper: 25).
-        n_smooth
-            Target cells of a neighbourhood in the combined vote, the cell included; 1 leaves each cell to itself.
         unknown_threshold
             Cells whose novelty is above it get the label ``"unknown"``. ``"auto"`` takes the 95th percentile of the
             novelty of the cells that training aligned, which are taken to be of known types.
@@ -550,7 +584,7 @@ class ScSpecies(RNASeqMixin, VAEMixin, BaseModelClass):
         ranked = rank_candidates(self.module, loader, min(max(n_candidates, n_neighbors), n_context), n_neighbors)
         trained_on = data is self.adata and data.obs_names.tolist() == self.cell_names_
         neighbors = self.neighbors_ if trained_on else None
-        table = label_table(ranked, neighbors, labels, data.obs_names, vote, n_smooth)
+        table = label_table(ranked, neighbors, labels, data.obs_names, vote)
         if unknown_threshold is not None:
             threshold = self.novelty_threshold_ if unknown_threshold == "auto" else float(unknown_threshold)
             table["label"] = table["label"].cat.add_categories(["unknown"])

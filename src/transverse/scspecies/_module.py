@@ -47,6 +47,9 @@ class ScSpeciesVAE(VAE):
     align_average
         Average the alignment term over the ``"eligible"`` cells of a mini-batch (reference code) or over ``"all"``
         cells (equation 21).
+    rescore_every
+        Choose a cell's best candidate anew in every so many epochs, a different share of the cells in each, and keep its
+        choice in between. 1 chooses in every step, as the paper does.
     candidate_latent
         Score candidates at a ``"sample"`` of their posterior (equation 19) or at its ``"mean"``.
     **kwargs
@@ -64,6 +67,7 @@ class ScSpeciesVAE(VAE):
         is_shared: np.ndarray | None = None,
         align_average: Literal["eligible", "all"] = "eligible",
         candidate_latent: Literal["sample", "mean"] = "mean",
+        rescore_every: int = 4,
         **kwargs,
     ):
         super().__init__(n_input, **kwargs)
@@ -71,6 +75,9 @@ class ScSpeciesVAE(VAE):
         self.frozen_eval = frozen_eval
         self.align_average = align_average
         self.candidate_latent = candidate_latent
+        self.rescore_every = rescore_every
+        # the last choice of every cell in this training; -1 before the first, None outside of training
+        self.choices: torch.Tensor | None = None
 
         self.context = VAE(**context_kwargs).requires_grad_(False)
         layers = self.z_encoder.encoder.fc_layers
@@ -78,6 +85,9 @@ class ScSpeciesVAE(VAE):
             setattr(layers, name, inner)
         self.z_encoder.mean_encoder = self.context.z_encoder.mean_encoder
         self.z_encoder.var_encoder = self.context.z_encoder.var_encoder
+        if self.gene_likelihood == "nb":
+            # scvi-tools computes dropout logits for every likelihood; a negative binomial has no use for them
+            self.decoder.px_dropout_decoder = torch.nn.Identity()
         if split_softmax:
             self.decoder.px_scale_decoder[-1] = SplitSoftmax(torch.as_tensor(is_shared))
 
@@ -175,6 +185,7 @@ class ScSpeciesVAE(VAE):
         generative_outputs: dict[str, Any],
         kl_weight: float = 1.0,
         alignment_weight: float = 0.0,
+        epoch: int = 0,
     ) -> LossOutput:
         r"""Negative evidence lower bound plus the alignment term (equation 21).
 
@@ -189,7 +200,7 @@ class ScSpeciesVAE(VAE):
             kl_l = kl_divergence(inference_outputs[MODULE_KEYS.QL_KEY], generative_outputs[MODULE_KEYS.PL_KEY]).sum(1)
         reconstruction = -self.log_likelihood(x, generative_outputs[MODULE_KEYS.PX_KEY])
         loss = torch.mean(reconstruction + kl_weight * kl_z + kl_l)
-        alignment = self._alignment(tensors, inference_outputs)
+        alignment = self._alignment(tensors, inference_outputs, epoch)
         if alignment_weight:
             loss = loss + alignment_weight * alignment
         return LossOutput(
@@ -207,19 +218,31 @@ class ScSpeciesVAE(VAE):
             return zinb_log_likelihood(x, px.mu, px.theta, px.zi_logits)
         return px.log_prob(x).sum(-1)
 
-    def _alignment(self, tensors, inference_outputs) -> torch.Tensor:
+    def _alignment(self, tensors, inference_outputs, epoch: int = 0) -> torch.Tensor:
         intermediate = inference_outputs[SCSPECIES_KEYS.INTERMEDIATE_KEY]
         if SCSPECIES_KEYS.CANDIDATES_KEY not in tensors:
             return intermediate.new_zeros(())
         rows = tensors[SCSPECIES_KEYS.ELIGIBLE_KEY].squeeze(-1).nonzero().squeeze(-1)
         if len(rows) == 0:
             return intermediate.new_zeros(())
-        best = self.best_candidates(
-            {k: v[rows] for k, v in tensors.items() if v is not None},
-            inference_outputs[MODULE_KEYS.LIBRARY_KEY][rows].detach(),
-        )
+        best = self._choose(tensors, inference_outputs[MODULE_KEYS.LIBRARY_KEY].detach(), rows, epoch)
         distance = (intermediate[rows] - self.context_intermediate[best]).square().sum(-1)
         return distance.mean() if self.align_average == "eligible" else distance.sum() / len(intermediate)
+
+    def _choose(self, tensors, library: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Best candidates of some rows of a mini-batch; those of cells whose turn it is not are remembered."""
+
+        def choose(rows):
+            return self.best_candidates({k: v[rows] for k, v in tensors.items() if v is not None}, library[rows])
+
+        if self.choices is None or not self.training or self.rescore_every <= 1:
+            return choose(rows)
+        cells = tensors[SCSPECIES_KEYS.CELL_KEY].long()
+        self.choices = self.choices.to(cells.device)
+        due = (self.choices[cells[rows]] < 0) | ((cells[rows] + epoch) % self.rescore_every == 0)
+        if due.any():
+            self.choices[cells[rows[due]]] = choose(rows[due])
+        return self.choices[cells[rows]]
 
     @torch.no_grad()
     def best_candidates(self, tensors: dict[str, torch.Tensor], library: torch.Tensor) -> torch.Tensor:
@@ -297,11 +320,11 @@ class ScSpeciesVAE(VAE):
         if self.dispersion == "gene-cell":
             theta = torch.exp(self.decoder.px_r_decoder(hidden))
             return self._full_scores(x, library.exp(), scale, theta, index, zi_logits)
-        theta = self._theta(tensors[REGISTRY_KEYS.BATCH_KEY])
+        theta = self._theta(covariates[REGISTRY_KEYS.BATCH_KEY])
         return candidate_log_likelihood(x, library.exp(), scale, theta, index, zi_logits)
 
     def _theta(self, batch_index: torch.Tensor) -> torch.Tensor:
-        """Inverse dispersions of shape ``(n_genes,)`` or, by batch, ``(n_cells, n_genes)``."""
+        """Inverse dispersions of shape ``(n_genes,)`` or, by batch, ``(len(batch_index), n_genes)``."""
         log_theta = self.px_r
         if self.dispersion == "gene-batch":
             log_theta = self.px_r.T[batch_index.squeeze(-1).long()]

@@ -69,9 +69,7 @@ class SmoothedFeatures:
         return (self.weights[rows] @ self.features).toarray()
 
 
-def smoothing_weights(
-    counts: sp.csr_matrix, n_neighbors: int, n_components: int = 30, seed: int = 0
-) -> sp.csr_matrix:
+def smoothing_weights(counts: sp.csr_matrix, n_neighbors: int, n_components: int = 30, seed: int = 0) -> sp.csr_matrix:
     """Weights that average every cell with its nearest cells of the same species.
 
     Parameters
@@ -240,11 +238,10 @@ def eligible_cells(labels: np.ndarray, agreement: np.ndarray, quantile: float, s
     -------
     Boolean array of shape ``(n_cells,)``; at least one cell of every label that occurs.
     """
-    order = np.lexsort((np.random.default_rng(seed).random(len(labels)), -np.asarray(agreement), labels))
-    sorted_labels = np.asarray(labels)[order]
-    _, first, counts = np.unique(sorted_labels, return_index=True, return_counts=True)
+    labels, agreement = np.asarray(labels), np.asarray(agreement)
+    order = np.lexsort((np.random.default_rng(seed).random(len(labels)), -agreement, labels))
+    _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
     rank = np.arange(len(labels)) - np.repeat(first, counts)
-    keep = rank < np.maximum(np.round((1 - quantile) * np.repeat(counts, counts)), 1)
     eligible = np.zeros(len(labels), dtype=bool)
-    eligible[order] = keep & (sorted_labels >= 0)
-    return eligible
+    eligible[order] = rank < np.maximum(np.round((1 - quantile) * np.repeat(counts, counts)), 1)
+    return eligible & (labels >= 0)

@@ -60,5 +60,5 @@ class ScSpeciesTrainingPlan(TrainingPlan):
 
     def training_step(self, batch, batch_idx):
         """Take one optimisation step with the weights of the current epoch."""
-        self.loss_kwargs["alignment_weight"] = self.alignment_weight
+        self.loss_kwargs.update(alignment_weight=self.alignment_weight, epoch=self.current_epoch)
         return super().training_step(batch, batch_idx)

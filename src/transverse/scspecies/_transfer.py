@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 
 from ._module import ScSpeciesVAE
-from ._neighbors import nearest_neighbors, vote_counts
+from ._neighbors import vote_counts
 
 Vote = Literal["combined", "likelihood", "latent"]
 
 # Weight of the data-level neighbours in the combined vote: above one half, so that they decide where both are unanimous.
-DATA_LEVEL_SHARE = 0.6
+DATA_LEVEL_SHARE = 0.55
 
 
 @torch.inference_mode()
@@ -29,7 +29,7 @@ def rank_candidates(
 
     Returns
     -------
-    ``"mean"``: the cells' posterior means. ``"latent"`` and ``"likelihood"``: the ``n_neighbors`` nearest by distance and the best by likelihood, context
+    ``"latent"`` and ``"likelihood"``: the ``n_neighbors`` nearest by distance and the best by likelihood, context
     indices of shape ``(n_cells, n_neighbors)``; ``"novelty"`` of shape ``(n_cells,)``: the mean over the latter of
     :math:`\log p(x \mid \mu_j) - \log p(x \mid \mu_i)`, the log-likelihood (nats) that the cell loses when it is
     explained by a context cell instead of its own latent variable.
@@ -47,7 +47,6 @@ def rank_candidates(
         best = torch.topk(scores, n_neighbors)
         parts.append(
             {
-                "mean": encoded["mean"].cpu().numpy(),
                 "latent": candidates[:, :n_neighbors].cpu().numpy(),
                 "likelihood": torch.gather(candidates, 1, best.indices).cpu().numpy(),
                 "novelty": (own.squeeze(1) - best.values.mean(1)).cpu().numpy().astype(np.float64),
@@ -69,7 +68,6 @@ def label_table(
     labels: dict,
     index: pd.Index,
     vote: Vote,
-    n_smooth: int,
 ) -> pd.DataFrame:
     """Labels and scores of every cell; see :meth:`transverse.ScSpecies.transfer_labels` for the votes.
 
@@ -85,18 +83,12 @@ def label_table(
         Names of the cells.
     vote
         Whose shares decide.
-    n_smooth
-        Target cells of a neighbourhood in the combined vote.
     """
     categories, codes = np.asarray(labels["categories"], dtype=object), labels["codes"]
     shares = label_shares(codes[ranked["latent" if vote == "latent" else "likelihood"]], len(categories))
     data_shares = np.zeros_like(shares) if data_level is None else label_shares(codes[data_level], len(categories))
-    if vote == "combined":
-        if data_level is not None:
-            shares = (1 - DATA_LEVEL_SHARE) * shares + DATA_LEVEL_SHARE * data_shares
-        if n_smooth > 1:
-            nearest, _ = nearest_neighbors(ranked["mean"], ranked["mean"], min(n_smooth, len(index)), metric="euclidean")
-            shares = (shares + shares[nearest].mean(axis=1)) / 2
+    if vote == "combined" and data_level is not None:
+        shares = (1 - DATA_LEVEL_SHARE) * shares + DATA_LEVEL_SHARE * data_shares
 
     def best(shares):
         first = shares.argmax(axis=1)
