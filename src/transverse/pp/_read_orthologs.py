@@ -192,7 +192,7 @@ def _recognise(rows: pd.DataFrame, is_long: bool, path: object) -> _Table:
         layout = "wide"
         if "ortholog_species" in names and "ortholog_species" in columns:
             layout, kinds = "hcop_all", columns.pop("ortholog_species")
-            columns |= {taxid: kinds for taxid in rows["ortholog_species"].unique()}
+            columns |= dict.fromkeys(rows["ortholog_species"].unique(), kinds)
         table = _Table(rows, columns, layout)
     elif len(pair := [name for name in names if name != "score"]) == 2:
         return _plain(rows, pair)

@@ -15,7 +15,7 @@ from scvi.model import SCVI
 from scvi.model.base import BaseModelClass
 from scvi.module import VAE
 
-from transverse._compat import REGISTRY_KEYS, registered_layer
+from transverse._compat import registered_layer
 from transverse._validation import check_counts, check_obs_key, iter_rows
 from transverse.nn import encoder_linear_inputs
 
