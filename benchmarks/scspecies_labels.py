@@ -30,6 +30,7 @@ import transverse as tv
 
 # the schedules of the paper
 CONTEXT_PLAN = {"n_epochs_kl_warmup": 10, "min_kl_weight": 0.1, "eps": 1e-8, "weight_decay": 0.0}
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
 MOUSE_LABELS = {"B cell": "B", "T cell": "T", "NK cell": "NK", "Monocyte": "monocyte", "Granulocyte": "granulocyte"}
 HUMAN_LABELS = {
@@ -105,29 +106,27 @@ def logistic_regression(mouse, human, pairs, seed: int) -> np.ndarray:
 def scanvi(mouse, human, pairs, epochs: int) -> np.ndarray:
     """SCANVI on the context with scArches query mapping of the target, on one-to-one orthologues."""
     left, right = shared_counts(mouse, human, pairs)
-    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
     scvi.model.SCVI.setup_anndata(left, batch_key="batch", labels_key="label")
     arches = {"use_layer_norm": "both", "use_batch_norm": "none", "encode_covariates": True, "n_layers": 2}
     reference = scvi.model.SCVI(left, **arches)
-    reference.train(epochs, plan_kwargs={"n_epochs_kl_warmup": 10}, **quiet)
+    reference.train(epochs, plan_kwargs={"n_epochs_kl_warmup": 10}, **QUIET)
     reference = scvi.model.SCANVI.from_scvi_model(reference, unlabeled_category="unlabelled")
-    reference.train(20, n_samples_per_label=100, **quiet)
+    reference.train(20, n_samples_per_label=100, **QUIET)
     right.obs["label"] = "unlabelled"
     query = scvi.model.SCANVI.load_query_data(right, reference)
-    query.train(epochs, plan_kwargs={"weight_decay": 0.0}, **quiet)
+    query.train(epochs, plan_kwargs={"weight_decay": 0.0}, **QUIET)
     return np.asarray(query.predict()).astype(str)
 
 
 def scspecies(mouse, human, pairs, epochs: int | None) -> dict[str, np.ndarray]:
     """ScSpecies with its defaults, and the two votes that its default combines."""
     context, target = mouse.copy(), human.copy()
-    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
     scvi.model.SCVI.setup_anndata(context, batch_key="batch")
     reference = tv.ScSpecies.make_context(context)
-    reference.train(60 if epochs is None else epochs, train_size=1.0, plan_kwargs=CONTEXT_PLAN, **quiet)
+    reference.train(60 if epochs is None else epochs, train_size=1.0, plan_kwargs=CONTEXT_PLAN, **QUIET)
     tv.ScSpecies.setup_anndata(target, batch_key="batch")
     model = tv.ScSpecies.from_scvi_model(reference, target, orthologs=pairs, labels_key="label")
-    model.train(epochs, **quiet)
+    model.train(epochs, **QUIET)
     return {
         "scSpecies": model.transfer_labels()["label"].to_numpy().astype(str),
         "scSpecies, likelihood vote": model.transfer_labels(vote="likelihood")["label"].to_numpy().astype(str),
