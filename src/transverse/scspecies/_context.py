@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil
 from typing import Any, Literal
 
@@ -144,13 +144,10 @@ def resolve_labels_keys(model: SCVI, labels_key: str | Sequence[str] | None) -> 
 
 
 @torch.inference_mode()
-def encode_cells(module: ScSpeciesVAE, model: SCVI) -> dict[str, torch.Tensor]:
-    """Intermediate representation, posterior mean and standard deviation of all cells of a context model."""
-    context = model.module.eval()
-    loader = model._make_data_loader(model.adata)
-    parts = [
-        module.encode(context, {key: value.to(context.device) for key, value in tensors.items()}) for tensors in loader
-    ]
+def encode_cells(module: ScSpeciesVAE, loader: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Intermediate representation, posterior mean and standard deviation of the context's cells."""
+    module.eval()
+    parts = [module.encode(module.context, tensors) for tensors in loader]
     return {key: torch.cat([part[key].cpu() for part in parts]) for key in parts[0]}
 
 

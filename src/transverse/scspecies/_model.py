@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -280,7 +281,9 @@ class ScSpecies(RNASeqMixin, InferenceMixin, BaseModelClass):
             is_shared=is_shared,
             **kwargs,
         )
-        model.module.set_context(context_model.module, encode_cells(model.module, context_model))
+        model.module.context.load_state_dict(context_model.module.state_dict())
+        context_cells = context_model._make_data_loader(context_model.adata)
+        model.module.set_context_cells(encode_cells(model.module, context_cells))
         seed = settings.seed or 0
         model.neighbors_, _ = nearest_neighbors(
             shared_features(context_model, match.context_matrix(), normalization, n_smooth, seed),
@@ -381,7 +384,10 @@ class ScSpecies(RNASeqMixin, InferenceMixin, BaseModelClass):
         )
         self.module.choices = torch.full((n_obs,), -1)
         try:
-            runner()
+            with warnings.catch_warnings():
+                # the frozen context is in evaluation mode on purpose
+                warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+                runner()
         finally:
             self.module.choices = None
         self.novelty_threshold_ = self._known_novelty()

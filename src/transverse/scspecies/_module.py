@@ -96,9 +96,8 @@ class ScSpeciesVAE(VAE):
         self.register_buffer("context_scale", torch.ones(n_context_cells, self.n_latent))
         self.register_buffer("context_intermediate", torch.zeros(n_context_cells, n_hidden))
 
-    def set_context(self, context: VAE, encoded: dict[str, torch.Tensor]) -> None:
-        """Take over the weights of a context network and the representations of its cells."""
-        self.context.load_state_dict(context.state_dict())
+    def set_context_cells(self, encoded: dict[str, torch.Tensor]) -> None:
+        """Keep the representations of the context's cells."""
         self.context_mean.copy_(encoded["mean"])
         self.context_scale.copy_(encoded["scale"])
         self.context_intermediate.copy_(encoded["intermediate"])
