@@ -119,7 +119,6 @@ def candidate_log_likelihood(
     """
     chunk = (1 if x.device.type == "cpu" else 64) if chunk is None else chunk
     ratio = scale / theta
-    log_ratio = torch.log(ratio + EPS)
     softplus = None if zi_logits is None else F.softplus(-zi_logits).sum(1)
     scores = torch.empty(candidates.shape, dtype=x.dtype, device=x.device)
     for start in range(0, len(x), chunk):
@@ -129,7 +128,7 @@ def candidate_log_likelihood(
         flat = index.reshape(-1)
         log_rate = ratio.index_select(0, flat).view(*index.shape, -1).mul_(library[rows].unsqueeze(-1))
         log_rate.add_(1).log_()
-        counts_term = _weighted_sum(log_ratio, index, counts)
+        counts_term = _count_weighted_log(ratio, index, counts)
         if zi_logits is None:
             scores[rows] = counts_term - _dot(log_rate, counts + theta_rows)
             continue
@@ -149,9 +148,9 @@ def _dot(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return torch.bmm(values, weights.unsqueeze(-1)).squeeze(-1)
 
 
-def _weighted_sum(profiles: torch.Tensor, index: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Sums over genes of counts times the candidates' profiles; only the genes that a cell expresses, if it is one."""
+def _count_weighted_log(ratio: torch.Tensor, index: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Sums over genes of counts times the logarithm of the candidates' ratios."""
     if len(index) == 1:
         genes = counts[0].nonzero().squeeze(1)
-        return torch.mv(profiles[index[0].unsqueeze(1), genes], counts[0, genes]).unsqueeze(0)
-    return _dot(profiles[index], counts)
+        return torch.mv(torch.log(ratio[index[0].unsqueeze(1), genes] + EPS), counts[0, genes]).unsqueeze(0)
+    return _dot(torch.log(ratio[index] + EPS), counts)
