@@ -324,10 +324,10 @@ class ScSpeciesVAE(VAE):
 
     def _theta(self, batch_index: torch.Tensor) -> torch.Tensor:
         """Inverse dispersions of shape ``(n_genes,)`` or, by batch, ``(len(batch_index), n_genes)``."""
-        log_theta = self.px_r
         if self.dispersion == "gene-batch":
-            log_theta = self.px_r.T[batch_index.squeeze(-1).long()]
-        return torch.exp(log_theta)
+            # the exponential of the table, not of its copies
+            return torch.exp(self.px_r).T[batch_index.squeeze(-1).long()]
+        return torch.exp(self.px_r)
 
     def _full_scores(self, x, library, scale, theta, index, zi_logits):
         scores = torch.empty(index.shape, dtype=x.dtype, device=x.device)
