@@ -519,11 +519,8 @@ def test_inputs_are_unchanged():
 # real data
 
 
-@pytest.mark.real_data
-def test_real_homologene_table():
-    path = Path(__file__).parents[2] / ".." / "shared" / "data" / "orthologs_human_mouse.csv.gz"
-    if not path.exists():
-        pytest.skip(f"the real orthologue table is not at {path}")
+def test_real_homologene_table(real_data_dir):
+    path = real_data_dir / "orthologs_human_mouse.csv.gz"
     table = read_orthologs(path, context_species="mouse", target_species="human")
     assert len(table) >= 16_000
     assert table.loc[table["context"] == "Cd3e", "target"].tolist() == ["CD3E"]

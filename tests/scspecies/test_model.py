@@ -264,6 +264,23 @@ def test_best_candidate_is_the_full_likelihoods(context, species, likelihood, di
     assert torch.equal(module.best_candidates(tensors, library), expected)
 
 
+def test_every_training_runs_in_training_mode(context, species):
+    model = build(context, species[1])
+    modes = []
+    loss = model.module.loss
+
+    def spy(*args, **kwargs):
+        modes.append((model.module.training, model.module.z_encoder.encoder.fc_layers[0].training))
+        return loss(*args, **kwargs)
+
+    model.module.loss = spy
+    for _ in range(2):
+        model.train(1, **QUIET)
+        model.transfer_labels()
+    assert len(modes) == 6
+    assert all(mode == (True, True) for mode in modes)
+
+
 def test_covariates_reach_the_decoder(context, species):
     human = species[1].copy()
     human.obs["sex"] = np.where(np.arange(human.n_obs) % 2, "f", "m")

@@ -382,6 +382,8 @@ class ScSpecies(RNASeqMixin, InferenceMixin, BaseModelClass):
             early_stopping=early_stopping,
             **trainer_kwargs,
         )
+        # Lightning leaves the mode as it finds it, and inference, loading and earlier training all end in evaluation mode
+        self.module.train()
         self.module.choices = torch.full((n_obs,), -1)
         try:
             with warnings.catch_warnings():
