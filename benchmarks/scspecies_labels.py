@@ -103,7 +103,7 @@ def logistic_regression(mouse, human, pairs, seed: int) -> np.ndarray:
     return model.fit(left.X, mouse.obs["label"].astype(str)).predict(right.X)
 
 
-def scanvi(mouse, human, pairs, epochs: int) -> np.ndarray:
+def scanvi_query(mouse, human, pairs, epochs: int) -> scvi.model.SCANVI:
     """SCANVI on the context with scArches query mapping of the target, on one-to-one orthologues."""
     left, right = shared_counts(mouse, human, pairs)
     scvi.model.SCVI.setup_anndata(left, batch_key="batch", labels_key="label")
@@ -115,11 +115,11 @@ def scanvi(mouse, human, pairs, epochs: int) -> np.ndarray:
     right.obs["label"] = "unlabelled"
     query = scvi.model.SCANVI.load_query_data(right, reference)
     query.train(epochs, plan_kwargs={"weight_decay": 0.0}, **QUIET)
-    return np.asarray(query.predict()).astype(str)
+    return query
 
 
-def scspecies(mouse, human, pairs, epochs: int | None) -> dict[str, np.ndarray]:
-    """ScSpecies with its defaults, and the two votes that its default combines."""
+def trained_scspecies(mouse, human, pairs, epochs: int | None) -> tv.ScSpecies:
+    """ScSpecies with its defaults."""
     context, target = mouse.copy(), human.copy()
     scvi.model.SCVI.setup_anndata(context, batch_key="batch")
     reference = tv.ScSpecies.make_context(context)
@@ -127,6 +127,12 @@ def scspecies(mouse, human, pairs, epochs: int | None) -> dict[str, np.ndarray]:
     tv.ScSpecies.setup_anndata(target, batch_key="batch")
     model = tv.ScSpecies.from_scvi_model(reference, target, orthologs=pairs, labels_key="label")
     model.train(epochs, **QUIET)
+    return model
+
+
+def scspecies(mouse, human, pairs, epochs: int | None) -> dict[str, np.ndarray]:
+    """ScSpecies with its defaults, and the two votes that its default combines."""
+    model = trained_scspecies(mouse, human, pairs, epochs)
     return {
         "scSpecies": model.transfer_labels()["label"].to_numpy().astype(str),
         "scSpecies, likelihood vote": model.transfer_labels(vote="likelihood")["label"].to_numpy().astype(str),
@@ -168,7 +174,9 @@ def run_seed(args: argparse.Namespace, seed: int) -> list[dict]:
     }
     methods["logistic regression"] = lambda: logistic_regression(mouse, human, pairs, seed)
     if not args.skip_scanvi:
-        methods["SCANVI query mapping"] = lambda: scanvi(mouse, human, pairs, args.scanvi_epochs)
+        methods["SCANVI query mapping"] = lambda: np.asarray(
+            scanvi_query(mouse, human, pairs, args.scanvi_epochs).predict()
+        ).astype(str)
     methods["scSpecies"] = lambda: scspecies(mouse, human, pairs, args.epochs)
     rows = []
     for name, method in methods.items():

@@ -2,9 +2,9 @@
 
 from importlib.metadata import version
 
-from . import datasets, pl, pp
+from . import datasets, pl, pp, tl
 from .scspecies import ScSpecies
 
 __version__ = version("transverse")
 
-__all__ = ["ScSpecies", "datasets", "pl", "pp"]
+__all__ = ["ScSpecies", "datasets", "pl", "pp", "tl"]

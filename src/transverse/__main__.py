@@ -209,7 +209,7 @@ def run(args: argparse.Namespace, simulation: Mapping[str, Any]) -> int:
     import scvi
 
     import transverse as tv
-    from transverse.scspecies._context import CONTEXT_PLAN, default_epochs
+    from transverse.scspecies import CONTEXT_PLAN, default_epochs
 
     scvi.settings.seed = args.seed
     try:

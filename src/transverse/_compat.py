@@ -7,6 +7,7 @@ from typing import Any
 
 import rich.pretty  # noqa: F401  view_anndata_setup of scvi-tools 1.4.2 needs it and does not import it
 import torch
+from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.model import SCVI
@@ -22,6 +23,7 @@ __all__ = [
     "init_library_size",
     "registered_layer",
     "saved_var_names",
+    "scvi_data_manager",
     "use_distributed_sampler",
     "vae_kwargs",
 ]
@@ -37,6 +39,15 @@ def saved_var_names(dir_path: str | os.PathLike, prefix: str | None = None) -> l
     # the file is scvi-tools' own format, which stores more than tensors
     saved = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
     return [str(name) for name in saved["var_names"]]
+
+
+def scvi_data_manager(adata: AnnData, registry: dict[str, Any]) -> AnnDataManager:
+    """Register ``adata`` as the data of a :class:`scvi.model.SCVI` with a given registry; writes into it."""
+    SCVI.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+    manager = SCVI._get_most_recent_anndata_manager(adata, required=True)
+    # the class would keep the data alive for good
+    SCVI._setup_adata_manager_store.pop(manager.adata_uuid, None)
+    return manager
 
 
 def registered_layer(manager: AnnDataManager) -> str | None:

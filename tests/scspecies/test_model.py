@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 import scvi
 import torch
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import transverse as tv
@@ -350,13 +350,19 @@ def test_vote_table_by_hand(model, species):
             scores = np.array([log_prob(context[i]) for i in nearest])
             own = log_prob(latent[j])
         best = nearest[np.argsort(-scores)[:11]]
+        ratio = own - scores[:11].mean()
         shares = np.bincount(codes[best], minlength=len(categories)) / 11
         data = np.bincount(codes[model.neighbors_[j]], minlength=len(categories)) / model.neighbors_.shape[1]
         mean = 0.45 * shares + 0.55 * data
         row = table.iloc[j]
         assert row["label"] == categories[mean.argmax()]
-        np.testing.assert_allclose(row["confidence"], mean.max(), atol=1e-6)
-        np.testing.assert_allclose(row["novelty"], own - np.sort(scores)[::-1][:11].mean(), rtol=1e-2, atol=2e-2)
+        np.testing.assert_allclose(row["log_likelihood_ratio"], ratio, rtol=1e-2, atol=2e-2)
+        reference = model.novelty_reference_
+        signal = (np.log1p(max(ratio, 0)) - reference["ratio"][0]) / reference["ratio"][1]
+        distance = (model.neighbor_distance_[j] - reference["distance"][0]) / reference["distance"][1]
+        np.testing.assert_allclose(row["novelty"], max(signal, 0.5 * distance), rtol=2e-2, atol=5e-2)
+        known = 1 / (1 + np.exp((row["novelty"] - 2.4) / 0.35))
+        np.testing.assert_allclose(row["confidence"], (mean**2).max() / (mean**2).sum() * known, atol=1e-6)
         np.testing.assert_allclose(row["data_level_agreement"], data.max(), atol=1e-6)
         assert row["data_level_label"] == categories[data.argmax()]
 
@@ -380,20 +386,20 @@ def test_unknown_and_key_added(context, species):
     assert (human.obs["pred"].astype(str) == flagged["label"].astype(str)).all()
     np.testing.assert_array_equal(human.obs["pred_confidence"], flagged["confidence"])
     automatic = model.transfer_labels(unknown_threshold="auto")
-    share = (automatic["label"] == "unknown").to_numpy()[model.eligible_].mean()
-    assert 0.03 < share < 0.07
+    np.testing.assert_array_equal((automatic["label"] == "unknown"), plain["novelty"] > 2.4)
 
 
-def test_novel_cells_have_high_novelty():
+def test_novel_cells_have_high_novelty_and_low_confidence():
     data = tv.datasets.simulate_species("tiny", target_only_types=1, seed=2)
     mouse, human = data["mouse"], data["human"]
     model = build(train_context(mouse), human)
     model.train(60, plan_kwargs={"lr": 4e-3}, **QUIET)
-    novelty = model.transfer_labels()["novelty"].to_numpy()
+    labels = model.transfer_labels(unknown_threshold="auto")
     new = ~human.obs["cell_type"].isin(mouse.obs["cell_type"]).to_numpy()
-    order = novelty.argsort().argsort()
-    auc = (order[new].mean() - (new.sum() - 1) / 2) / (~new).sum()
-    assert auc > 0.8
+    assert roc_auc_score(new, labels["novelty"]) > 0.9
+    assert labels["confidence"][new].mean() < 0.5 < 0.8 < labels["confidence"][~new].mean()
+    assert (labels["label"] == "unknown")[new].mean() > 0.6
+    assert (labels["label"] == "unknown")[~new].mean() < 0.1
 
 
 def test_several_label_columns(context, species):

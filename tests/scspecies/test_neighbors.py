@@ -44,8 +44,16 @@ def test_more_neighbours_than_the_first_chunk_holds():
     np.testing.assert_array_equal(np.sort(index[0]), np.arange(400))
 
 
+@pytest.mark.parametrize("metric", ["correlation", "manhattan", "chebyshev"])
+def test_any_metric_of_scikit_learn(features, metric):
+    index, distance = nearest_neighbors(*features, 5, metric=metric, max_memory=20_000)
+    expected = pairwise_distances(features[1].toarray(), features[0].toarray(), metric=metric)
+    np.testing.assert_allclose(distance, np.sort(expected, axis=1)[:, :5], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(expected, index, 1), distance, rtol=1e-4, atol=1e-5)
+
+
 def test_unknown_metric_and_normalization(features):
-    with pytest.raises(ValueError, match="'cosine' and 'euclidean'.*'nonsense'"):
+    with pytest.raises(ValueError, match="Unknown metric 'nonsense'.*cosine.*euclidean"):
         nearest_neighbors(*features, 3, metric="nonsense", method="exact")
     with pytest.raises(ValueError, match="expected 'library' or 'none'"):
         transform_counts(features[0], "nonsense")

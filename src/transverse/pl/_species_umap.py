@@ -11,10 +11,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba_array
 
-# Nine colours that most colour-blind readers can tell apart (seaborn's "colorblind" without its grey).
-_COLORS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #56b4e9 #ca9161 #ece133 #fbafe4".split()
-_OTHER_SPECIES, _NO_LABEL = "#e3e3e3", "#4d4d4d"
-_MISSING = "missing"
+from ._figure import GREY, MISSING, category_colors, check_axes, finish, panels
 
 
 def species_umap(
@@ -73,9 +70,8 @@ def species_umap(
     """
     labels = _checked_labels(adatas, color, use_rep)
     categories = list(dict.fromkeys(c for column in labels.values() for c in column.cat.categories))
-    colors = _category_colors(categories, palette)
-    if ax is not None and len(np.ravel(ax)) != len(adatas):
-        raise ValueError(f"ax must hold an Axes for each of the {len(adatas)} species, but holds {len(np.ravel(ax))}.")
+    colors = category_colors(categories, palette)
+    check_axes(ax, len(adatas), "species")
 
     joint = AnnData(obsm={use_rep: np.concatenate([np.asarray(adata.obsm[use_rep]) for adata in adatas.values()])})
     sc.pp.neighbors(joint, use_rep=use_rep, random_state=random_state)
@@ -85,10 +81,10 @@ def species_umap(
     point_colors = to_rgba_array([colors[label] for column in labels.values() for label in column])
     size = min(30.0, 40_000 / joint.n_obs) if size is None else size
 
-    axes = list(_axes(len(adatas)) if ax is None else np.ravel(ax))
+    axes = panels(ax, len(adatas), "species", size=(4.5, 4.2))
     for panel, name in zip(axes, adatas, strict=True):
         own = species == name
-        panel.scatter(*xy[~own].T, s=size, c=_OTHER_SPECIES, linewidths=0, rasterized=True)
+        panel.scatter(*xy[~own].T, s=size, c=GREY, linewidths=0, rasterized=True)
         # in a random order, so that no category hides the others
         order = np.random.default_rng(random_state).permutation(np.flatnonzero(own))
         panel.scatter(*xy[order].T, s=size, c=point_colors[order], linewidths=0, rasterized=True)
@@ -98,10 +94,7 @@ def species_umap(
     axes[-1].legend(
         handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, ncols=-(-len(handles) // 16)
     )
-    if save is not None:
-        axes[0].figure.savefig(save, dpi=150, bbox_inches="tight")
-    if show or (show is None and ax is None and sc.settings.autoshow):
-        plt.show()
+    finish(axes, ax, show, save)
     return axes
 
 
@@ -125,30 +118,9 @@ def _checked_labels(
         values = adata.obs[column].astype("category").cat.remove_unused_categories()
         values = values.cat.rename_categories(values.cat.categories.astype(str))
         if values.isna().any():
-            values = values.cat.add_categories(_MISSING).fillna(_MISSING)
+            values = values.cat.add_categories(MISSING).fillna(MISSING)
         labels[name] = values
     widths = {name: adata.obsm[use_rep].shape[1] for name, adata in adatas.items()}
     if len(set(widths.values())) > 1:
         raise ValueError(f"The representations must be of one width, but are {widths}.")
     return labels
-
-
-def _category_colors(categories: Sequence[str], palette: str | Sequence[str] | Mapping[str, str] | None) -> dict:
-    if isinstance(palette, Mapping):
-        palette = {str(category): value for category, value in palette.items()}
-        if missing := [category for category in categories if category not in palette]:
-            raise KeyError(f"palette has no colour for {missing[:5]}.")
-        return palette
-    neutral = {c: _NO_LABEL for c in categories if c in ("unknown", _MISSING)} if palette is None else {}
-    others = [category for category in categories if category not in neutral]
-    if palette is None:
-        choices = (_COLORS, sc.pl.palettes.default_20, sc.pl.palettes.default_102)
-        palette = next((colors for colors in choices if len(others) <= len(colors)), choices[-1])
-    elif isinstance(palette, str):
-        colormap = plt.get_cmap(palette, len(others))
-        palette = [colormap(i) for i in range(len(others))]
-    return {category: palette[i % len(palette)] for i, category in enumerate(others)} | neutral
-
-
-def _axes(n: int) -> np.ndarray:
-    return plt.subplots(1, n, figsize=(4.5 * n, 4.2), squeeze=False, layout="constrained")[1][0]

@@ -1,7 +1,9 @@
 """scSpecies: a pretrained scVI model of one species carried to another."""
 
+from ._context import CONTEXT_PLAN, default_epochs
 from ._model import ScSpecies
 from ._module import ScSpeciesVAE
+from ._prototypes import PrototypeTracker
 from ._training_plan import ScSpeciesTrainingPlan
 
-__all__ = ["ScSpecies", "ScSpeciesTrainingPlan", "ScSpeciesVAE"]
+__all__ = ["CONTEXT_PLAN", "PrototypeTracker", "ScSpecies", "ScSpeciesTrainingPlan", "ScSpeciesVAE", "default_epochs"]

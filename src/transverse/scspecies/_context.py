@@ -11,16 +11,20 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
+from scvi.dataloaders import AnnDataLoader
 from scvi.model import SCVI
 from scvi.model.base import BaseModelClass
 from scvi.module import VAE
 
-from transverse._compat import registered_layer
-from transverse._validation import check_counts, check_obs_key, iter_rows
+from transverse._compat import REGISTRY_KEYS, registered_layer, scvi_data_manager
+from transverse._validation import align_genes, check_counts, check_obs_key, examples, iter_rows
 from transverse.nn import encoder_linear_inputs
 
 from ._module import ScSpeciesVAE
 from ._neighbors import SmoothedFeatures, smoothing_weights, transform_counts
+
+# Covariates beside the batch.
+COVARIATE_KEYS = (REGISTRY_KEYS.CAT_COVS_KEY, REGISTRY_KEYS.CONT_COVS_KEY)
 
 # Keyword arguments of a training plan that trains a context as the paper does; scvi-tools' own schedule raises the KL
 # weight over 400 epochs.
@@ -145,9 +149,16 @@ def resolve_labels_keys(model: SCVI, labels_key: str | Sequence[str] | None) -> 
 
 @torch.inference_mode()
 def encode_cells(module: ScSpeciesVAE, loader: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Intermediate representation, posterior mean and standard deviation of the context's cells."""
+    """Representations of the context's cells, their library sizes, and their extra covariates by registry key.
+
+    ``"intermediate"``, ``"mean"`` and ``"scale"`` as :meth:`ScSpeciesVAE.encode` has them, ``"library"`` the total counts.
+    """
     module.eval()
-    parts = [module.encode(module.context, tensors) for tensors in loader]
+    parts = []
+    for tensors in loader:
+        covariates = {key: tensors[key] for key in COVARIATE_KEYS if tensors.get(key) is not None}
+        library = tensors[REGISTRY_KEYS.X_KEY].sum(1)
+        parts.append({**module.encode(module.context, tensors), "library": library, **covariates})
     return {key: torch.cat([part[key].cpu() for part in parts]) for key in parts[0]}
 
 
@@ -166,3 +177,39 @@ def shared_features(
     if n_smooth <= 1:
         return features
     return SmoothedFeatures(features, smoothing_weights(sp.vstack(own, format="csr"), n_smooth, seed=seed))
+
+
+def context_loader(
+    adata: AnnData, context: dict[str, Any], indices: np.ndarray | None = None
+) -> Iterable[dict[str, torch.Tensor]]:
+    """Mini-batches of the context's data as its model was trained on them; the user's object stays as it is.
+
+    Parameters
+    ----------
+    adata
+        The context's data.
+    context
+        What a model keeps of it: ``"registry"``, ``"var_names"`` and ``"cell_names"``.
+    indices
+        Cells, by default all.
+
+    Raises
+    ------
+    ValueError
+        Unless ``adata`` has the cells and the genes that the context model was trained on.
+    """
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"context_adata must be the context's AnnData, but got {type(adata).__name__}.")
+    if adata.obs_names.tolist() != context["cell_names"]:
+        raise ValueError(
+            f"context_adata must hold the cells that the context model was trained on, in their order: {adata.n_obs} cells "
+            f"such as {examples(adata.obs_names[:2])}, but the model knows {len(context['cell_names'])} such as "
+            f"{examples(context['cell_names'][:2])}."
+        )
+    adata = align_genes(adata, context["var_names"], "context_adata")
+    if adata.isbacked:
+        adata = adata.to_memory()
+    # registering writes into .obs, .obsm and .uns: a light copy takes it, the matrices are shared
+    layers = {key: values for key, values in adata.layers.items() if key}
+    light = AnnData(adata.X, obs=adata.obs.copy(), var=adata.var[[]], layers=layers)
+    return AnnDataLoader(scvi_data_manager(light, context["registry"]), indices=indices, shuffle=False)

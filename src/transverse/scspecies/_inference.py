@@ -10,10 +10,18 @@ from anndata import AnnData
 from scvi import settings
 from scvi.model.base import VAEMixin
 
-from transverse._validation import check_n_neighbors
+from transverse._validation import check_n_neighbors, examples
 
 from ._neighbors import vote
-from ._transfer import Vote, label_table, rank_candidates
+from ._novelty import NOVELTY_MIDPOINT, novelty_reference, novelty_score
+from ._transfer import (
+    Vote,
+    label_shares,
+    label_table,
+    likelihood_ratios,
+    rank_candidates,
+    warn_of_poor_alignment,
+)
 
 
 class InferenceMixin(VAEMixin):
@@ -142,8 +150,8 @@ class InferenceMixin(VAEMixin):
         n_neighbors
             Context cells that vote (paper: 25).
         unknown_threshold
-            Cells whose novelty is above it get the label ``"unknown"``. ``"auto"`` takes the 95th percentile of the
-            novelty of the cells that training aligned, which are taken to be of known types.
+            Cells whose novelty is above it get the label ``"unknown"``. ``"auto"`` is 2.4, above which more than half of
+            the cells of simulated species had no counterpart.
         batch_size
             Cells in a mini-batch; does not change the result.
         key_added
@@ -151,9 +159,17 @@ class InferenceMixin(VAEMixin):
 
         Returns
         -------
-        One row per cell: ``label``; ``confidence``, the share of the votes for it, in ``[0, 1]``; ``novelty``, the
-        log-likelihood (nats) that the cell loses when a context cell explains it instead of its own latent variable;
-        ``data_level_label`` and ``data_level_agreement``, the vote of the data-level neighbours alone.
+        One row per cell:
+
+        - ``label``
+        - ``confidence``: probability that the label is right, calibrated on simulated species: the sharpened share of the
+          votes times the probability that the cell has a counterpart at all
+        - ``novelty``: how badly the context explains the cell, in spreads above what is usual among aligned cells. The
+          larger of two signals: the logarithm of ``log_likelihood_ratio``, and one half of the centred distance to the
+          data-level neighbours
+        - ``log_likelihood_ratio``: log-likelihood (nats) that the cell loses when the nearest context cells explain it
+          instead of its own latent variable
+        - ``data_level_label``, ``data_level_agreement``: the vote of the data-level neighbours alone
 
         Raises
         ------
@@ -175,10 +191,11 @@ class InferenceMixin(VAEMixin):
         self.module.eval()
         ranked = rank_candidates(self.module, loader, min(max(n_candidates, n_neighbors), n_context), n_neighbors)
         trained_on = data is self.adata and data.obs_names.tolist() == self.cell_names_
-        neighbors = self.neighbors_ if trained_on else None
-        table = label_table(ranked, neighbors, labels, data.obs_names, vote)
+        neighbors, distance = (self.neighbors_, self.neighbor_distance_) if trained_on else (None, None)
+        novelty = novelty_score(ranked["ratio"], distance, self.novelty_reference_)
+        table = label_table(ranked, neighbors, labels, data.obs_names, vote, novelty)
         if unknown_threshold is not None:
-            threshold = self.novelty_threshold_ if unknown_threshold == "auto" else float(unknown_threshold)
+            threshold = NOVELTY_MIDPOINT if unknown_threshold == "auto" else float(unknown_threshold)
             table["label"] = table["label"].cat.add_categories(["unknown"])
             table.loc[table["novelty"] > threshold, "label"] = "unknown"
         if indices is not None:
@@ -189,11 +206,72 @@ class InferenceMixin(VAEMixin):
                 target.obs[key_added if column == "label" else f"{key_added}_{column}"] = table[column]
         return table
 
-    def _known_novelty(self, quantile: float = 0.95, n_cells: int = 500) -> float:
-        """Quantile of the novelty of aligned cells, from a sample of them."""
-        cells = np.flatnonzero(self.eligible_)
-        cells = np.random.default_rng(settings.seed).permutation(cells)[:n_cells]
-        n_context = len(self.module.context_mean)
-        loader = self._make_data_loader(self.adata, indices=np.sort(cells))
-        ranked = rank_candidates(self.module, loader, min(200, n_context), min(25, n_context))
-        return float(np.quantile(ranked["novelty"], quantile))
+    @torch.inference_mode()
+    def query_cell(self, cell: str | int, adata: AnnData | None = None) -> pd.DataFrame:
+        r"""Compare one target cell with every cell of the context.
+
+        Parameters
+        ----------
+        cell
+            Name, or position, of the target cell.
+        adata
+            Target data with the genes of the training data; by default the training data.
+
+        Returns
+        -------
+        One row per context cell, the most similar first: ``log_likelihood_ratio``
+        :math:`\log p(x \mid \mu_j) - \log p(x \mid \mu_i)`, what the cell loses (nats) when that context cell explains it
+        instead of its own latent variable; ``latent_distance``, Euclidean; and every label column of the context.
+
+        Raises
+        ------
+        KeyError
+            If the cell is not in the data.
+        """
+        self._check_if_trained(warn=False)
+        data = self._validate_anndata(adata)
+        if isinstance(cell, str):
+            if cell not in data.obs_names:
+                raise KeyError(
+                    f"cell={cell!r} is not in adata.obs_names, which has for example {examples(data.obs_names)}."
+                )
+            cell = data.obs_names.get_loc(cell)
+        elif not -data.n_obs <= cell < data.n_obs:
+            raise KeyError(f"cell={cell} is out of range: adata has {data.n_obs} cells.")
+        self.module.eval()
+        tensors = next(iter(self._make_data_loader(data, indices=[int(cell) % data.n_obs])))
+        tensors = {key: value.to(self.module.device) for key, value in tensors.items()}
+        context = self.module.context_mean
+        mean = self.module.encode(self.module, tensors)["mean"]
+        ratios = likelihood_ratios(self.module, tensors, mean, torch.arange(len(context), device=mean.device)[None])
+        order = torch.argsort(ratios[0], stable=True).cpu().numpy()
+        table = {
+            "log_likelihood_ratio": ratios[0].cpu().numpy()[order],
+            "latent_distance": torch.cdist(mean, context)[0].cpu().numpy()[order],
+        }
+        for key, labels in self.context_labels_.items():
+            table[key] = pd.Categorical.from_codes(labels["codes"][order], categories=labels["categories"])
+        return pd.DataFrame(table, index=pd.Index(self.context_["cell_names"])[order])
+
+    def _review_alignment(self, n_cells: int = 1000) -> None:
+        """Set the scale of the novelty, and warn if the latent space seems worse than the data-level neighbours."""
+        rng = np.random.default_rng(settings.seed)
+        aligned = rng.permutation(np.flatnonzero(self.eligible_))[:n_cells]
+        cells = np.union1d(aligned, rng.permutation(len(self.eligible_))[:n_cells])
+        k = min(25, len(self.module.context_mean))
+        self.module.eval()
+        ranked = rank_candidates(self.module, self._make_data_loader(self.adata, indices=cells), k, k)
+        known = self.eligible_[cells]
+        distance = None if self.neighbor_distance_ is None else self.neighbor_distance_[cells][known]
+        self.novelty_reference_ = novelty_reference(ranked["ratio"][known], distance)
+
+        labels = self._labels(None)
+        codes, n_labels = labels["codes"], len(labels["categories"])
+        data_level = label_shares(codes[self.neighbors_[cells]], n_labels)
+        latent = label_shares(codes[ranked["latent"]], n_labels)
+        self.alignment_ = {
+            "aligned_agreement": float((data_level.argmax(1) == latent.argmax(1))[known].mean()),
+            "latent_share": float(latent.max(1).mean()),
+            "data_level_share": float(data_level.max(1).mean()),
+        }
+        warn_of_poor_alignment(**self.alignment_)

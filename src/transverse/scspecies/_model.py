@@ -12,7 +12,7 @@ from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalJointObsField, CategoricalObsField, LayerField, NumericalJointObsField
 from scvi.model import SCVI
-from scvi.model.base import BaseModelClass, RNASeqMixin
+from scvi.model.base import BaseModelClass
 from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
@@ -28,7 +28,9 @@ from transverse._compat import (
 from transverse._validation import align_genes, check_n_neighbors, check_setup
 from transverse.pp import match_orthologs
 
+from ._comparison import ComparisonMixin
 from ._context import (
+    COVARIATE_KEYS,
     check_context_model,
     context_labels,
     default_epochs,
@@ -38,13 +40,16 @@ from ._context import (
     shared_features,
 )
 from ._data import CandidateDataSplitter, leaves_tiny_batch
+from ._expression import ExpressionMixin
 from ._inference import InferenceMixin
+from ._interpretation import InterpretationMixin
 from ._module import ScSpeciesVAE
 from ._neighbors import eligible_cells, nearest_neighbors, vote
+from ._novelty import centered_distance
 from ._training_plan import ScSpeciesTrainingPlan
 
 
-class ScSpecies(RNASeqMixin, InferenceMixin, BaseModelClass):
+class ScSpecies(ExpressionMixin, ComparisonMixin, InterpretationMixin, InferenceMixin, BaseModelClass):
     r"""scSpecies :cite:p:`Schaechter2025`: a scVI model of one species carried to another.
 
     A model trained on an annotated *context* species lends the inner layers of its encoder to a new model of the
@@ -282,21 +287,28 @@ class ScSpecies(RNASeqMixin, InferenceMixin, BaseModelClass):
             **kwargs,
         )
         model.module.context.load_state_dict(context_model.module.state_dict())
-        context_cells = context_model._make_data_loader(context_model.adata)
-        model.module.set_context_cells(encode_cells(model.module, context_cells))
+        context_cells = encode_cells(model.module, context_model._make_data_loader(context_model.adata))
+        model.module.set_context_cells(context_cells)
         seed = settings.seed or 0
-        model.neighbors_, _ = nearest_neighbors(
+        features = [
             shared_features(context_model, match.context_matrix(), normalization, n_smooth, seed),
             shared_features(model, match.target_matrix(), normalization, n_smooth, seed),
-            n_neighbors,
-            metric=metric,
-            method=method,
-            seed=seed,
-        )
+        ]
+        model.neighbors_, _ = nearest_neighbors(*features, n_neighbors, metric=metric, method=method, seed=seed)
+        model.neighbor_distance_ = None
+        if n_smooth > 1:  # single cells are too noisy for their distance to say much
+            means = [part.mean() for part in features]
+            model.neighbor_distance_ = centered_distance(*features, model.neighbors_, *means)
         model.context_labels_ = labels
-        model.orthologs_ = {key: match.pairs[key].tolist() for key in ("context", "target")}
+        model.orthologs_ = {key: match.pairs[key].tolist() for key in ("context", "target", "group")}
+        model.context_ = {
+            "registry": context_model.registry,
+            "var_names": context_model.adata.var_names.tolist(),
+            "cell_names": context_model.adata.obs_names.tolist(),
+            **{key: context_cells[key].numpy() for key in ("library", *COVARIATE_KEYS) if key in context_cells},
+        }
         model.cell_names_ = adata.obs_names.tolist()
-        model.eligible_ = model.novelty_threshold_ = None
+        model.eligible_ = model.novelty_reference_ = model.alignment_ = None
         return model
 
     @devices_dsp.dedent
@@ -392,7 +404,7 @@ class ScSpecies(RNASeqMixin, InferenceMixin, BaseModelClass):
                 runner()
         finally:
             self.module.choices = None
-        self.novelty_threshold_ = self._known_novelty()
+        self._review_alignment()
 
     @classmethod
     def load(cls, dir_path: str, adata: AnnData | None = None, *args, **kwargs) -> ScSpecies:

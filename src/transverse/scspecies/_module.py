@@ -12,12 +12,14 @@ from transverse._compat import MODULE_KEYS, REGISTRY_KEYS
 from transverse.nn import (
     SplitSoftmax,
     candidate_log_likelihood,
+    encoder_inputs,
     nb_log_likelihood,
     run_layers,
     zinb_log_likelihood,
 )
 
 from ._constants import SCSPECIES_KEYS
+from ._decode import decoder_hidden
 
 
 class ScSpeciesVAE(VAE):
@@ -44,6 +46,9 @@ class ScSpeciesVAE(VAE):
         Normalise the genes with and without an orthologue apart (:class:`~transverse.nn.SplitSoftmax`).
     is_shared
         Boolean array of shape ``(n_input,)``: genes with an orthologue in the context.
+    alignment
+        Align the ``"intermediate"`` representations (paper), or the ``"latent"`` variables themselves: the target then
+        learns its whole encoder anew (reference code).
     align_average
         Average the alignment term over the ``"eligible"`` cells of a mini-batch (reference code) or over ``"all"``
         cells (equation 21).
@@ -65,14 +70,23 @@ class ScSpeciesVAE(VAE):
         frozen_eval: bool = True,
         split_softmax: bool = False,
         is_shared: np.ndarray | None = None,
+        alignment: Literal["intermediate", "latent"] = "intermediate",
         align_average: Literal["eligible", "all"] = "eligible",
         candidate_latent: Literal["sample", "mean"] = "mean",
         rescore_every: int = 4,
         **kwargs,
     ):
+        for name, value, known in (
+            ("alignment", alignment, ("intermediate", "latent")),
+            ("align_average", align_average, ("eligible", "all")),
+            ("candidate_latent", candidate_latent, ("sample", "mean")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, but got {value!r}.")
         super().__init__(n_input, **kwargs)
         self.n_outer_layers = n_outer_layers
         self.frozen_eval = frozen_eval
+        self.alignment = alignment
         self.align_average = align_average
         self.candidate_latent = candidate_latent
         self.rescore_every = rescore_every
@@ -80,11 +94,12 @@ class ScSpeciesVAE(VAE):
         self.choices: torch.Tensor | None = None
 
         self.context = VAE(**context_kwargs).requires_grad_(False)
-        layers = self.z_encoder.encoder.fc_layers
-        for name, inner in list(self.context.z_encoder.encoder.fc_layers.named_children())[n_outer_layers:]:
-            setattr(layers, name, inner)
-        self.z_encoder.mean_encoder = self.context.z_encoder.mean_encoder
-        self.z_encoder.var_encoder = self.context.z_encoder.var_encoder
+        if alignment == "intermediate":
+            layers = self.z_encoder.encoder.fc_layers
+            for name, inner in list(self.context.z_encoder.encoder.fc_layers.named_children())[n_outer_layers:]:
+                setattr(layers, name, inner)
+            self.z_encoder.mean_encoder = self.context.z_encoder.mean_encoder
+            self.z_encoder.var_encoder = self.context.z_encoder.var_encoder
         if self.gene_likelihood == "nb":
             # scvi-tools computes dropout logits for every likelihood; a negative binomial has no use for them
             self.decoder.px_dropout_decoder = torch.nn.Identity()
@@ -109,10 +124,8 @@ class ScSpeciesVAE(VAE):
             self.context.eval()
         return self
 
-    def encode_hidden(
-        self, vae: VAE, tensors: dict[str, torch.Tensor], stop: int | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output of the outer layers and of layer ``stop`` of the encoder of ``vae`` (this module or the context)."""
+    def encoder_inputs(self, vae: VAE, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Input of the encoder of ``vae`` (this module or the context): genes, continuous covariates, one-hot categories."""
         x = tensors[REGISTRY_KEYS.X_KEY]
         if vae.log_variational:
             x = torch.log1p(x)
@@ -126,8 +139,14 @@ class ScSpeciesVAE(VAE):
                 x = torch.cat((x, vae.compute_embedding(REGISTRY_KEYS.BATCH_KEY, batch)), dim=-1)
             else:
                 categories = (batch, *categories)
+        return encoder_inputs(vae.z_encoder.encoder, x, *categories)
+
+    def encode_hidden(
+        self, vae: VAE, tensors: dict[str, torch.Tensor], stop: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output of the outer layers and of layer ``stop`` of the encoder of ``vae`` (this module or the context)."""
         layers = vae.z_encoder.encoder
-        outer = run_layers(layers, x, *categories, stop=self.n_outer_layers)
+        outer = run_layers(layers, self.encoder_inputs(vae, tensors), stop=self.n_outer_layers)
         return outer, run_layers(layers, outer, start=self.n_outer_layers, stop=stop)
 
     @auto_move_data
@@ -225,7 +244,14 @@ class ScSpeciesVAE(VAE):
         if len(rows) == 0:
             return intermediate.new_zeros(())
         best = self._choose(tensors, inference_outputs[MODULE_KEYS.LIBRARY_KEY].detach(), rows, epoch)
-        distance = (intermediate[rows] - self.context_intermediate[best]).square().sum(-1)
+        if self.alignment == "intermediate":
+            difference = intermediate[rows] - self.context_intermediate[best]
+        else:
+            context = self.context_mean[best]
+            if self.candidate_latent == "sample":
+                context = context + self.context_scale[best] * torch.randn_like(context)
+            difference = inference_outputs[MODULE_KEYS.Z_KEY][rows] - context
+        distance = difference.square().sum(-1)
         return distance.mean() if self.align_average == "eligible" else distance.sum() / len(intermediate)
 
     def _choose(self, tensors, library: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
@@ -310,10 +336,7 @@ class ScSpeciesVAE(VAE):
         Row ``j`` of ``index`` (``(n_cells, n_candidates)``) names the rows of ``z`` that cell ``j`` is scored under.
         """
         x = tensors[REGISTRY_KEYS.X_KEY]
-        cont, cat = covariates.get(REGISTRY_KEYS.CONT_COVS_KEY), covariates.get(REGISTRY_KEYS.CAT_COVS_KEY)
-        z = z if cont is None else torch.cat((z, cont), dim=-1)
-        categories = () if cat is None else torch.split(cat, 1, dim=1)
-        hidden = self.decoder.px_decoder(z, covariates[REGISTRY_KEYS.BATCH_KEY], *categories)
+        hidden = decoder_hidden(self, z, covariates)
         scale = self.decoder.px_scale_decoder(hidden)
         zi_logits = self.decoder.px_dropout_decoder(hidden) if self.gene_likelihood == "zinb" else None
         if self.dispersion == "gene-cell":

@@ -11,6 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from sklearn.decomposition import PCA
+from sklearn.metrics import pairwise_distances
+from sklearn.neighbors import VALID_METRICS
 
 # Past this many pairs of cells the index of pynndescent is quicker on a CPU than comparing them all.
 EXACT_PAIRS = 10**9
@@ -65,8 +67,12 @@ class SmoothedFeatures:
         self.weights = weights
         self.shape = features.shape
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         return (self.weights[rows] @ self.features).toarray()
+
+    def mean(self) -> np.ndarray:
+        """Mean over the cells, of shape ``(n_features,)``."""
+        return np.asarray(self.weights.mean(axis=0) @ self.features).ravel()
 
 
 def smoothing_weights(counts: sp.csr_matrix, n_neighbors: int, n_components: int = 30, seed: int = 0) -> sp.csr_matrix:
@@ -119,7 +125,8 @@ def nearest_neighbors(
     n_neighbors
         Neighbours for each target cell.
     metric
-        ``"cosine"`` or ``"euclidean"``; with ``method="pynndescent"`` any metric of that package.
+        ``"cosine"``, ``"euclidean"``, or any other metric of :func:`sklearn.metrics.pairwise_distances`, which takes longer;
+        with ``method="pynndescent"`` any metric of that package.
     method
         ``"exact"`` compares in chunks with every context cell; ``"pynndescent"`` builds an index; ``"auto"`` takes the
         first for up to a billion pairs of cells.
@@ -134,8 +141,7 @@ def nearest_neighbors(
     """
     n_context, n_target = context.shape[0], target.shape[0]
     if method == "auto":
-        exact = metric in ("cosine", "euclidean") and n_context * n_target <= EXACT_PAIRS
-        method = "exact" if exact else "pynndescent"
+        method = "exact" if n_context * n_target <= EXACT_PAIRS else "pynndescent"
     if method == "pynndescent":
         from pynndescent import NNDescent
 
@@ -147,8 +153,10 @@ def nearest_neighbors(
         return indices.astype(np.int64), distances.astype(np.float32)
     if method != "exact":
         raise ValueError(f"method must be 'auto', 'exact' or 'pynndescent', but got {method!r}.")
-    if metric not in ("cosine", "euclidean"):
-        raise ValueError(f"The exact search knows the metrics 'cosine' and 'euclidean', but got {metric!r}.")
+    if not callable(metric) and metric not in VALID_METRICS["brute"]:
+        raise ValueError(
+            f"Unknown metric {metric!r} for method='exact'. Known: {', '.join(sorted(VALID_METRICS['brute']))}."
+        )
 
     row_bytes = 4 * max(context.shape[1], 1)
     context_chunk = max(256, max_memory // (4 * row_bytes))
@@ -160,7 +168,7 @@ def nearest_neighbors(
         for start in range(0, n_target, target_chunk):
             rows = slice(start, start + target_chunk)
             queries = _rows(target, rows, metric)
-            distance = 1 - queries @ references.T if metric == "cosine" else torch.cdist(queries, references)
+            distance = _distances(queries, references, metric)
             distance, index = torch.topk(distance, min(n_neighbors, distance.shape[1]), dim=1, largest=False)
             distance = torch.cat([torch.from_numpy(distances[rows]), distance], dim=1)
             index = torch.cat([torch.from_numpy(indices[rows]), index + offset], dim=1)
@@ -172,6 +180,14 @@ def nearest_neighbors(
 def _rows(matrix, rows: slice, metric: str) -> torch.Tensor:
     dense = torch.from_numpy(_dense(matrix, rows))
     return torch.nn.functional.normalize(dense, dim=1) if metric == "cosine" else dense
+
+
+def _distances(queries: torch.Tensor, references: torch.Tensor, metric) -> torch.Tensor:
+    if metric == "cosine":  # of rows that _rows has normalised
+        return 1 - queries @ references.T
+    if metric == "euclidean":
+        return torch.cdist(queries, references)
+    return torch.from_numpy(pairwise_distances(queries.numpy(), references.numpy(), metric=metric).astype(np.float32))
 
 
 def _dense(matrix, rows: slice) -> np.ndarray:

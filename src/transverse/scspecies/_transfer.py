@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from scvi import settings
 
 from ._module import ScSpeciesVAE
 from ._neighbors import vote_counts
+from ._novelty import label_confidence
 
 Vote = Literal["combined", "likelihood", "latent"]
 
 # Weight of the data-level neighbours in the combined vote: above one half, so that they decide where both are unanimous.
 DATA_LEVEL_SHARE = 0.55
+# Below, or by more than, these the aligned latent space is reported as poor.
+MIN_ALIGNED_AGREEMENT = 0.9
+MAX_LOST_SHARE = 0.03
 
 
 @torch.inference_mode()
@@ -30,29 +36,51 @@ def rank_candidates(
     Returns
     -------
     ``"latent"`` and ``"likelihood"``: the ``n_neighbors`` nearest by distance and the best by likelihood, context
-    indices of shape ``(n_cells, n_neighbors)``; ``"novelty"`` of shape ``(n_cells,)``: the mean over the latter of
-    :math:`\log p(x \mid \mu_j) - \log p(x \mid \mu_i)`, the log-likelihood (nats) that the cell loses when it is
+    indices of shape ``(n_cells, n_neighbors)``; ``"ratio"`` of shape ``(n_cells,)``: the mean over the nearest by distance
+    of :math:`\log p(x \mid \mu_j) - \log p(x \mid \mu_i)`, the log-likelihood (nats) that the cell loses when it is
     explained by a context cell instead of its own latent variable.
     """
     parts = []
     for tensors in loader:
         tensors = {key: value.to(module.device) for key, value in tensors.items()}
-        encoded = module.encode(module, tensors)
-        library = module.library(tensors)
-        distance = torch.cdist(encoded["mean"], module.context_mean)
+        mean = module.encode(module, tensors)["mean"]
+        distance = torch.cdist(mean, module.context_mean)
         candidates = torch.topk(distance, n_candidates, largest=False).indices
-        scores = module.candidate_scores(tensors, library, candidates)
-        own = torch.arange(len(candidates), device=candidates.device).unsqueeze(1)
-        own = module.profile_scores(tensors, library, encoded["mean"], tensors, own)
-        best = torch.topk(scores, n_neighbors)
+        ratios = likelihood_ratios(module, tensors, mean, candidates)
+        best = torch.topk(ratios, n_neighbors, largest=False)
         parts.append(
             {
                 "latent": candidates[:, :n_neighbors].cpu().numpy(),
                 "likelihood": torch.gather(candidates, 1, best.indices).cpu().numpy(),
-                "novelty": (own.squeeze(1) - best.values.mean(1)).cpu().numpy().astype(np.float64),
+                "ratio": ratios[:, :n_neighbors].mean(1).cpu().numpy().astype(np.float64),
             }
         )
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+@torch.inference_mode()
+def likelihood_ratios(
+    module: ScSpeciesVAE, tensors: dict[str, torch.Tensor], mean: torch.Tensor, candidates: torch.Tensor
+) -> torch.Tensor:
+    r"""Log-likelihood (nats) that cells lose at context cells :math:`\log p(x \mid \mu_j) - \log p(x \mid \mu_i)`.
+
+    Parameters
+    ----------
+    tensors
+        Mini-batch on the module's device.
+    mean
+        Posterior means of its cells.
+    candidates
+        Context cells of shape ``(n_cells, n_candidates)``.
+
+    Returns
+    -------
+    Tensor of the shape of ``candidates``; lower is more similar.
+    """
+    library = module.library(tensors)
+    own = torch.arange(len(mean), device=mean.device).unsqueeze(1)
+    own = module.profile_scores(tensors, library, mean, tensors, own)
+    return own - module.candidate_scores(tensors, library, candidates)
 
 
 def label_shares(codes: np.ndarray, n_labels: int) -> np.ndarray:
@@ -68,6 +96,7 @@ def label_table(
     labels: dict,
     index: pd.Index,
     vote: Vote,
+    novelty: np.ndarray,
 ) -> pd.DataFrame:
     """Labels and scores of every cell; see :meth:`transverse.ScSpecies.transfer_labels` for the votes.
 
@@ -83,6 +112,8 @@ def label_table(
         Names of the cells.
     vote
         Whose shares decide.
+    novelty
+        Novelty of every cell.
     """
     categories, codes = np.asarray(labels["categories"], dtype=object), labels["codes"]
     shares = label_shares(codes[ranked["latent" if vote == "latent" else "likelihood"]], len(categories))
@@ -95,15 +126,35 @@ def label_table(
         top = shares[np.arange(len(shares)), first]
         return pd.Categorical.from_codes(np.where(top > 0, first, -1), categories=categories), top
 
-    label, confidence = best(shares)
+    label, _ = best(shares)
     data_label, agreement = best(data_shares)
     return pd.DataFrame(
         {
             "label": label,
-            "confidence": confidence,
-            "novelty": ranked["novelty"],
+            "confidence": label_confidence(shares, novelty),
+            "novelty": novelty,
+            "log_likelihood_ratio": ranked["ratio"],
             "data_level_label": data_label,
             "data_level_agreement": np.nan if data_level is None else agreement,
         },
         index=index,
+    )
+
+
+def warn_of_poor_alignment(aligned_agreement: float, latent_share: float, data_level_share: float) -> None:
+    """Warn where the aligned latent space seems to tell types apart worse than the neighbours it was aligned by.
+
+    Without labels of the target that cannot be known, but two figures betray it: cells that were aligned end up among
+    others than their neighbours, or the latent vote is less unanimous than that of the neighbours.
+    """
+    if aligned_agreement >= MIN_ALIGNED_AGREEMENT and latent_share >= data_level_share - MAX_LOST_SHARE:
+        return
+    warnings.warn(
+        "The aligned latent space looks worse than the neighbours on orthologous genes that it started from: "
+        f"{aligned_agreement:.0%} of the aligned cells have the label of their neighbours there (expected: at least "
+        f"{MIN_ALIGNED_AGREEMENT:.0%}), and the votes are {latent_share:.0%} unanimous in the latent space against "
+        f"{data_level_share:.0%} before. Compare transfer_labels(vote='latent') with get_data_level_labels(). Longer "
+        "training, of the context too, more cells or more orthologues may help.",
+        UserWarning,
+        stacklevel=settings.warnings_stacklevel,
     )

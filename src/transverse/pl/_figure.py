@@ -1,0 +1,103 @@
+"""What the figures share: panels, colours, matrices, and showing and saving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from matplotlib.axes import Axes
+
+# Nine colours that most colour-blind readers can tell apart (seaborn's "colorblind" without its grey).
+COLORS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #56b4e9 #ca9161 #ece133 #fbafe4".split()
+GREY, DARK_GREY = "#e3e3e3", "#4d4d4d"
+MISSING = "missing"
+
+
+def category_colors(categories: Sequence[str], palette: str | Sequence[str] | Mapping[str, str] | None = None) -> dict:
+    """Colour of each category; ``"unknown"`` and ``"missing"`` are dark grey unless a palette is given."""
+    if isinstance(palette, Mapping):
+        palette = {str(category): value for category, value in palette.items()}
+        if missing := [category for category in categories if category not in palette]:
+            raise KeyError(f"palette has no colour for {missing[:5]}.")
+        return palette
+    neutral = {c: DARK_GREY for c in categories if c in ("unknown", MISSING)} if palette is None else {}
+    others = [category for category in categories if category not in neutral]
+    if palette is None:
+        choices = (COLORS, sc.pl.palettes.default_20, sc.pl.palettes.default_102)
+        palette = next((colors for colors in choices if len(others) <= len(colors)), choices[-1])
+    elif isinstance(palette, str):
+        colormap = plt.get_cmap(palette, len(others))
+        palette = [colormap(i) for i in range(len(others))]
+    return {category: palette[i % len(palette)] for i, category in enumerate(others)} | neutral
+
+
+def check_axes(ax: Axes | Sequence[Axes] | None, n: int, what: str) -> None:
+    """Raise a ValueError unless ``ax`` is None or holds ``n`` axes."""
+    if ax is not None and len(np.ravel(ax)) != n:
+        raise ValueError(f"ax must hold an Axes for each of the {n} {what}, but holds {len(np.ravel(ax))}.")
+
+
+def panels(
+    ax: Axes | Sequence[Axes] | None, n: int, what: str, *, ncols: int | None = None, size: tuple[float, float]
+) -> list[Axes]:
+    """The ``n`` axes that are given, or those of a new figure, at most ``ncols`` in a row, of ``size`` (inches) each."""
+    check_axes(ax, n, what)
+    if ncols is not None and ncols < 1:
+        raise ValueError(f"ncols={ncols} must be at least 1.")
+    if ax is not None:
+        return list(np.ravel(ax))
+    ncols = min(n, ncols or n)
+    nrows = -(-n // ncols)
+    figure = plt.figure(figsize=(size[0] * ncols, size[1] * nrows), layout="constrained")
+    return [figure.add_subplot(nrows, ncols, i + 1) for i in range(n)]
+
+
+def finish(
+    axes: Sequence[Axes], ax: Axes | Sequence[Axes] | None, show: bool | None, save: str | PathLike | None
+) -> None:
+    """Save the figure, and show it if asked to; by default where scanpy would and no axes were given."""
+    if save is not None:
+        root(axes[0]).savefig(save, dpi=300, bbox_inches="tight")
+    if show or (show is None and ax is None and sc.settings.autoshow):
+        plt.show()
+
+
+def root(ax: Axes) -> plt.Figure:
+    """The figure that axes are part of, also within a sub-figure."""
+    return ax.figure.canvas.figure
+
+
+def draw_matrix(
+    ax: Axes,
+    matrix: pd.DataFrame,
+    texts: Sequence[Sequence[str]] | None,
+    *,
+    cmap: str,
+    label: str,
+    vmin: float | None = None,
+    vmax: float | None = None,
+) -> None:
+    """A matrix in colours with its row and column names, a text in each cell, and a colour bar."""
+    values = matrix.to_numpy(dtype=float)
+    image = ax.imshow(values, cmap=cmap, vmin=vmin, vmax=vmax, aspect="auto")
+    ax.set_xticks(range(matrix.shape[1]), matrix.columns, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(matrix.shape[0]), matrix.index)
+    ax.spines[:].set_visible(False)
+    for axis, n in ((ax.xaxis, matrix.shape[1]), (ax.yaxis, matrix.shape[0])):
+        axis.set_ticks(np.arange(1, n) - 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=0.8)
+    ax.tick_params(which="minor", length=0)
+    if texts is not None:
+        dark = image.to_rgba(values)[..., :3] @ (0.299, 0.587, 0.114) < 0.5
+        for (i, j), is_dark in np.ndenumerate(dark):
+            ax.text(j, i, texts[i][j], ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
+    ax.figure.colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.03)
+
+
+def matrix_size(matrix: pd.DataFrame) -> tuple[float, float]:
+    """Width and height (inches) of a figure whose cells can hold a number."""
+    return max(4.0, 2.6 + 0.42 * matrix.shape[1]), max(3.2, 1.8 + 0.36 * matrix.shape[0])

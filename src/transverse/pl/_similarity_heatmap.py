@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from os import PathLike
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, Stroke
+
+from ._figure import draw_matrix, finish, matrix_size, panels
+from ._tables import check_table
+
+_MOST_WITH_NUMBERS = 15
+
+
+def similarity_heatmap(
+    matrix: pd.DataFrame,
+    *,
+    mark_top: int = 2,
+    cmap: str = "Blues",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | PathLike | None = None,
+) -> Axes:
+    """Similarity of the target's types (rows) to the context's (columns).
+
+    Parameters
+    ----------
+    matrix
+        Similarities, higher where types are more similar; missing ones stay blank. Numbers are written into the cells
+        if there are at most 15 rows and columns.
+    mark_top
+        How many of each row's highest similarities to mark: the best with a bold border and number, the others with a
+        thin border.
+    cmap
+        Colormap.
+    ax
+        Axes to draw on.
+    show
+        Show the figure; by default only where scanpy would (``sc.settings.autoshow``) and no axes are given.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The axes. The matrix is not changed.
+
+    Raises
+    ------
+    ValueError
+        If the matrix is empty, holds something else than finite or missing numbers, or ``mark_top`` is negative.
+
+    Examples
+    --------
+    >>> ax = tv.pl.similarity_heatmap(similarity)  # doctest: +SKIP
+    """
+    check_table(matrix, [], "matrix")
+    try:
+        values = matrix.to_numpy(dtype=float, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise ValueError("matrix must hold numbers only.") from error
+    if np.isinf(values).any() or np.isnan(values).all():
+        raise ValueError("matrix must hold finite numbers; single ones may be missing, but none may be infinite.")
+    if mark_top < 0:
+        raise ValueError(f"mark_top={mark_top} must not be negative.")
+
+    panel = panels(ax, 1, "matrix", size=matrix_size(matrix))[0]
+    texts = _texts(values) if max(matrix.shape) <= _MOST_WITH_NUMBERS else None
+    draw_matrix(panel, matrix, texts, cmap=cmap, label="similarity")
+    for i, row in enumerate(values):
+        order = np.argsort(-row, kind="stable")[:mark_top]  # missing ones are sorted to the end
+        for rank, j in enumerate(order[~np.isnan(row[order])]):
+            _mark(panel, i, j, best=rank == 0)
+            if texts is not None and rank == 0:
+                panel.texts[i * matrix.shape[1] + j].set_fontweight("bold")
+    panel.set(xlabel="context type", ylabel="target type")
+    finish([panel], ax, show, save)
+    return panel
+
+
+def _texts(values: np.ndarray) -> list[list[str]]:
+    """Numbers with as many decimals as tell them apart."""
+    largest = np.nanmax(np.abs(values))
+    decimals = int(np.clip(np.ceil(1.5 - np.log10(largest)), 0, 4)) if largest > 0 else 0
+    return [["" if np.isnan(value) else f"{value:z.{decimals}f}" for value in row] for row in values]
+
+
+def _mark(panel: Axes, i: int, j: int, *, best: bool) -> None:
+    width, inset = (2.0, 0.07) if best else (0.8, 0.05)
+    border = Rectangle(
+        (j - 0.5 + inset, i - 0.5 + inset), 1 - 2 * inset, 1 - 2 * inset, fill=False, edgecolor="black", linewidth=width
+    )
+    border.set_path_effects([Stroke(linewidth=width + 1.6, foreground="white"), Normal()])  # seen on dark cells, too
+    panel.add_patch(border)
