@@ -62,8 +62,8 @@ def test_points_colors_and_titles(table, value):
         ranks = [np.argsort(np.argsort(v)) for v in (x, y)]
         spearman, pearson = np.corrcoef(*ranks)[0, 1], np.corrcoef(x, y)[0, 1]
         assert panel.get_title() == f"{group}\nSpearman {spearman:.2f}, Pearson {pearson:.2f}"
-        assert panel.get_xlabel() == f"{value.replace('_', ' ')}, context"
-        assert panel.get_ylabel() == f"{value.replace('_', ' ')}, target"
+        assert panel.get_xlabel() == f"{value.replace('_', ' ')}\nin the context"
+        assert panel.get_ylabel() == f"{value.replace('_', ' ')}\nin the target"
 
 
 def test_one_colour_scale(table):

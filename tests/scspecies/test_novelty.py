@@ -47,12 +47,12 @@ def test_confidence():
 
 
 def test_warning_of_poor_alignment():
-    with pytest.warns(UserWarning, match="80% of the aligned cells.*90%.*95% unanimous.*96%"):
-        warn_of_poor_alignment(0.8, 0.95, 0.96)
+    with pytest.warns(UserWarning, match="80% of the aligned cells.*90%.*95% unanimous.*96%.*context itself, 70%"):
+        warn_of_poor_alignment(0.7, 0.8, 0.95, 0.96)
     with pytest.warns(UserWarning, match="100% of the aligned cells.*85% unanimous.*99%"):
-        warn_of_poor_alignment(1.0, 0.85, 0.99)
+        warn_of_poor_alignment(1.0, 1.0, 0.85, 0.99)
 
 
 @pytest.mark.filterwarnings("error")
 def test_no_warning_of_good_alignment():
-    warn_of_poor_alignment(0.97, 0.94, 0.96)
+    warn_of_poor_alignment(0.5, 0.97, 0.94, 0.96)

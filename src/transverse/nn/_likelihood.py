@@ -11,6 +11,8 @@ import torch
 from torch.nn import functional as F
 
 EPS = 1e-8
+# Values of 4 bytes that a fast cache of a CPU holds beside others.
+CACHED = 2**18
 
 
 def _count_terms(x: torch.Tensor, mu: torch.Tensor, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,34 +112,54 @@ def candidate_log_likelihood(
     zi_logits
         Logits of the dropout probability, shaped like ``scale``, for the zero-inflated likelihood.
     chunk
-        Cells evaluated at a time; by default one on a CPU, where the candidates of a cell fit its cache, and 64 elsewhere.
-        Does not change the result.
+        Cells evaluated at a time, with all of their candidates; by default 64, but on a CPU as many candidates of one cell
+        as fit its cache. Does not change the result.
 
     Returns
     -------
     Tensor of shape ``(n_cells, n_candidates)``, in nats.
     """
-    chunk = (1 if x.device.type == "cpu" else 64) if chunk is None else chunk
+    n_cells, n_candidates = candidates.shape
+    n_columns = n_candidates
+    if chunk is None and x.device.type == "cpu":
+        n_rows = max(1, CACHED // x.shape[1])
+        chunk, n_columns = (n_rows, 1) if n_candidates == 1 else (1, min(n_rows, n_candidates))
+    chunk = 64 if chunk is None else chunk
     ratio = scale / theta
+    log_ratio = torch.log(ratio + EPS)
+    # one product with all profiles is quicker than one with each cell's own, unless these are a small part of them
+    products = log_ratio @ x.T if len(ratio) <= 8 * n_candidates else None
     softplus = None if zi_logits is None else F.softplus(-zi_logits).sum(1)
     scores = torch.empty(candidates.shape, dtype=x.dtype, device=x.device)
-    for start in range(0, len(x), chunk):
+    # memory that is used again is several times quicker than new memory
+    work = ratio.new_empty((2, min(chunk, n_cells) * n_columns, x.shape[1]))
+    for start in range(0, n_cells, chunk):
         rows = slice(start, start + chunk)
-        index, counts = candidates[rows], x[rows]
-        theta_rows = theta if theta.ndim == 1 else theta[index[:, 0]]
-        flat = index.reshape(-1)
-        log_rate = ratio.index_select(0, flat).view(*index.shape, -1).mul_(library[rows].unsqueeze(-1))
-        log_rate.add_(1).log_()
-        counts_term = _count_weighted_log(ratio, index, counts)
-        if zi_logits is None:
-            scores[rows] = counts_term - _dot(log_rate, counts + theta_rows)
-            continue
-        nonzero = (counts > 0).to(x.dtype)
-        u = zi_logits.index_select(0, flat).view(*index.shape, -1)
-        # q = -theta log(1 + l r) - u; a zero adds softplus(q), a count q
-        q = torch.addcmul(u, log_rate, theta_rows.view(-1, 1, theta_rows.shape[-1])).neg_()
-        score = counts_term - _dot(log_rate, counts) + _dot(q, nonzero) + _dot(F.softplus(q), 1 - nonzero)
-        scores[rows] = score - softplus[index]
+        counts = x[rows]
+        theta_rows = theta if theta.ndim == 1 else theta[candidates[rows, 0]]
+        weights = counts + theta_rows
+        nonzero = None if zi_logits is None else (counts > 0).to(x.dtype)
+        for first in range(0, n_candidates, n_columns):
+            columns = slice(first, first + n_columns)
+            index = candidates[rows, columns]
+            flat = index.reshape(-1)
+
+            def select(table, buffer, flat=flat, shape=index.shape):
+                return torch.index_select(table, 0, flat, out=work[buffer, : len(flat)]).view(*shape, -1)
+
+            if products is None:
+                score = _dot(select(log_ratio, 0), counts)
+            else:
+                score = products.T[rows].gather(1, index)
+            log_rate = select(ratio, 0).mul_(library[rows].unsqueeze(-1)).log1p_()
+            if zi_logits is None:
+                scores[rows, columns] = score.sub_(_dot(log_rate, weights))
+                continue
+            score -= _dot(log_rate, counts).add_(softplus[index])
+            # with v = u + theta log(1 + l r), a count adds -v and a zero softplus(-v)
+            v = select(zi_logits, 1).addcmul_(log_rate, theta_rows.view(-1, 1, theta_rows.shape[-1]))
+            score -= _dot(v, nonzero).add_(_dot(torch.clamp(v, max=0, out=log_rate), 1 - nonzero))
+            scores[rows, columns] = score.add_(_sum_log1p_exp_neg_abs(v, nonzero))
     return scores
 
 
@@ -145,12 +167,18 @@ def _dot(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Products of ``(n_cells, n_candidates, n_genes)`` with ``(n_cells, n_genes)``, summed over genes."""
     if len(values) == 1:
         return torch.mv(values[0], weights[0]).unsqueeze(0)
+    if values.shape[1] == 1:
+        return torch.sum(values[:, 0] * weights, dim=1, keepdim=True)
     return torch.bmm(values, weights.unsqueeze(-1)).squeeze(-1)
 
 
-def _count_weighted_log(ratio: torch.Tensor, index: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Sums over genes of counts times the logarithm of the candidates' ratios."""
-    if len(index) == 1:
-        genes = counts[0].nonzero().squeeze(1)
-        return torch.mv(torch.log(ratio[index[0].unsqueeze(1), genes] + EPS), counts[0, genes]).unsqueeze(0)
-    return _dot(torch.log(ratio[index] + EPS), counts)
+def _sum_log1p_exp_neg_abs(values: torch.Tensor, left_out: torch.Tensor, n_factors: int = 16) -> torch.Tensor:
+    r"""Sums over genes of :math:`\log(1 + e^{-|v|}) = -\log\sigma(|v|)` where ``left_out`` is zero; overwrites the values.
+
+    A logarithm costs more than the rest: products of ``n_factors`` values, each at least one half, share one.
+    """
+    # the sigmoid of 30 is one, and that of larger values slow
+    values = values.abs_().add_(left_out.unsqueeze(1), alpha=30).sigmoid_()
+    split = values.shape[-1] // n_factors * n_factors
+    products = values[..., :split].unflatten(-1, (n_factors, -1)).prod(-2)
+    return -(products.log_().sum(-1) + values[..., split:].log().sum(-1))

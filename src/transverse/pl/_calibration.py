@@ -87,7 +87,7 @@ def calibration(
     sizes = points.legend_elements(
         "sizes", num=3, color=COLORS[0], func=lambda s: (s - smallest) / (largest - smallest) * n_cells.max()
     )
-    panel.legend(*sizes, title="cells", loc="upper left", frameon=False, labelspacing=1.0)
+    panel.legend(*sizes, title="cells", loc="lower right", frameon=False, labelspacing=1.0)
     panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="mean confidence", ylabel="accuracy")
     panel.set_aspect("equal")
     panel.set_title(f"expected calibration error {error:.3f}", fontsize="medium")

@@ -53,7 +53,10 @@ def panels(
     ncols = min(n, ncols or n)
     nrows = -(-n // ncols)
     figure = plt.figure(figsize=(size[0] * ncols, size[1] * nrows), layout="constrained")
-    return [figure.add_subplot(nrows, ncols, i + 1) for i in range(n)]
+    axes = [figure.add_subplot(nrows, ncols, i + 1) for i in range(n)]
+    for panel in axes:
+        panel.grid(False)  # scanpy's figure parameters switch it on
+    return axes
 
 
 def finish(
@@ -89,6 +92,7 @@ def draw_matrix(
     ax.spines[:].set_visible(False)
     for axis, n in ((ax.xaxis, matrix.shape[1]), (ax.yaxis, matrix.shape[0])):
         axis.set_ticks(np.arange(1, n) - 0.5, minor=True)
+    ax.grid(False)
     ax.grid(which="minor", color="white", linewidth=0.8)
     ax.tick_params(which="minor", length=0)
     if texts is not None:

@@ -94,7 +94,7 @@ def lfc_volcano(
         panel.vlines([-delta, delta], -0.03, 1.03, color="black", linestyle="--", linewidth=0.7, zorder=0)
         panel.hlines(probability, -limit, limit, color="black", linestyle="--", linewidth=0.7, zorder=0)
         panel.set(xlim=(-limit, limit), ylim=(-0.03, 1.05), yticks=np.linspace(0, 1, 6))
-        panel.set(xlabel="log2 fold change (> 0: higher in target)", ylabel=f"P(|LFC| > {delta:g})")
+        panel.set(xlabel="log2 fold change\n(right: higher in target)", ylabel=f"P(|LFC| > {delta:g})")
         panel.set_title(f"{group}\n{len(up)} up, {len(down)} down", fontsize="medium")
         panel.spines[["top", "right"]].set_visible(False)
         panel.spines.left.set_bounds(-0.03, 1.0)  # the names stand above

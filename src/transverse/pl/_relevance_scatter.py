@@ -94,7 +94,8 @@ def relevance_scatter(
             frame["x"], frame["y"], c=frame["color"], vmin=0, vmax=vmax, s=14, cmap="viridis_r", linewidths=0
         )
         panel.margins(0.12)
-        panel.set(xlabel=f"{value.replace('_', ' ')}, context", ylabel=f"{value.replace('_', ' ')}, target")
+        name = value.replace("_", " ")
+        panel.set(xlabel=f"{name}\nin the context", ylabel=f"{name}\nin the target")
         spearman, pearson = spearmanr(frame["x"], frame["y"])[0], pearsonr(frame["x"], frame["y"])[0]
         panel.set_title(f"{group}\nSpearman {spearman:.2f}, Pearson {pearson:.2f}", fontsize="medium")
         panel.spines[["top", "right"]].set_visible(False)

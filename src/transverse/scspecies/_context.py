@@ -31,9 +31,9 @@ COVARIATE_KEYS = (REGISTRY_KEYS.CAT_COVS_KEY, REGISTRY_KEYS.CONT_COVS_KEY)
 CONTEXT_PLAN = {"n_epochs_kl_warmup": 10, "min_kl_weight": 0.1, "eps": 1e-8, "weight_decay": 0.0}
 
 
-def default_epochs(n_cells: int, batch_size: int = 128) -> int:
-    """Epochs of the paper (30 for more than 10,000 cells, 60 otherwise), and at least 500 steps of the optimiser."""
-    return max(30 if n_cells > 10_000 else 60, ceil(500 / ceil(n_cells / batch_size)))
+def default_epochs(n_cells: int, batch_size: int = 128, min_steps: int = 500) -> int:
+    """Epochs of the paper (30 for more than 10,000 cells, 60 otherwise), and at least so many steps of the optimiser."""
+    return max(30 if n_cells > 10_000 else 60, ceil(min_steps / ceil(n_cells / batch_size)))
 
 
 def make_context(

@@ -78,25 +78,31 @@ def summarize(
     columns = {name: np.empty(n_genes) for name in SUMMARY}
     for start in range(0, n_genes, _CHUNK):
         genes = slice(start, start + _CHUNK)
-        # genes in rows: medians of contiguous values are several times quicker
-        rho = {"context": context[:, genes].T.contiguous(), "target": target[:, genes].T.contiguous()}
+        rho = {"context": context[:, genes], "target": target[:, genes]}
         log = {name: torch.log2(values + epsilon) for name, values in rho.items()}
         change = log["target"] - log["context"]
-        null = torch.cat([values[:, order] - values for values in log.values()], dim=1)
+        null = torch.cat([values[order] - values for values in log.values()])
         columns["lfc"][genes] = _median(change)
-        columns["probability"][genes] = (change.abs() > delta).double().mean(1).numpy()
+        columns["probability"][genes] = _share_above(change, delta)
         for name, values in rho.items():
             columns[f"{name}_expression"][genes] = 1e4 * _median(values)
         columns["null_lfc"][genes] = _median(null)
-        columns["null_probability"][genes] = (null.abs() > delta).double().mean(1).numpy()
+        columns["null_probability"][genes] = _share_above(null, delta)
     return columns
 
 
 SUMMARY = ("lfc", "probability", "context_expression", "target_expression", "null_lfc", "null_probability")
 
 
+def _share_above(values: torch.Tensor, delta: float) -> np.ndarray:
+    """Share of every column whose absolute value is above ``delta``."""
+    return torch.count_nonzero(values.abs() > delta, dim=0).numpy() / len(values)
+
+
 def _median(values: torch.Tensor) -> np.ndarray:
-    """Medians of rows; partitioning is several times quicker than ``np.median`` or ``torch.kthvalue``."""
-    n = values.shape[1]
-    middle = sorted({(n - 1) // 2, n // 2})
-    return np.partition(values.numpy(), middle, axis=1)[:, middle].astype(np.float64).mean(axis=1)
+    """Medians of columns; one partition of contiguous values is many times quicker than ``np.median``."""
+    rows = values.T.contiguous().numpy()
+    n = rows.shape[1]
+    rows.partition(n // 2, axis=1)
+    upper = rows[:, n // 2].astype(np.float64)
+    return upper if n % 2 else (upper + rows[:, : n // 2].max(axis=1)) / 2

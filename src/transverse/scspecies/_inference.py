@@ -12,7 +12,7 @@ from scvi.model.base import VAEMixin
 
 from transverse._validation import check_n_neighbors, examples
 
-from ._neighbors import vote
+from ._neighbors import nearest_neighbors, vote
 from ._novelty import NOVELTY_MIDPOINT, novelty_reference, novelty_score
 from ._transfer import (
     Vote,
@@ -261,7 +261,7 @@ class InferenceMixin(VAEMixin):
         k = min(25, len(self.module.context_mean))
         self.module.eval()
         ranked = rank_candidates(self.module, self._make_data_loader(self.adata, indices=cells), k, k)
-        known = self.eligible_[cells]
+        known = self.eligible_[cells] if len(aligned) else np.ones(len(cells), dtype=bool)
         distance = None if self.neighbor_distance_ is None else self.neighbor_distance_[cells][known]
         self.novelty_reference_ = novelty_reference(ranked["ratio"][known], distance)
 
@@ -269,7 +269,14 @@ class InferenceMixin(VAEMixin):
         codes, n_labels = labels["codes"], len(labels["categories"])
         data_level = label_shares(codes[self.neighbors_[cells]], n_labels)
         latent = label_shares(codes[ranked["latent"]], n_labels)
+        context = self.module.context_mean
+        own = rng.permutation(len(context))[:n_cells]
+        nearest = nearest_neighbors(
+            context.cpu().numpy(), context[own].cpu().numpy(), min(k + 1, len(context)), metric="euclidean"
+        )
+        context_labels = label_shares(codes[nearest[0][:, 1:]], n_labels).argmax(1)
         self.alignment_ = {
+            "context_agreement": float((context_labels == codes[own]).mean()),
             "aligned_agreement": float((data_level.argmax(1) == latent.argmax(1))[known].mean()),
             "latent_share": float(latent.max(1).mean()),
             "data_level_share": float(data_level.max(1).mean()),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from scvi import settings
+
+from transverse._compat import REGISTRY_KEYS
 
 from ._module import ScSpeciesVAE
 from ._neighbors import vote_counts
@@ -22,6 +24,8 @@ DATA_LEVEL_SHARE = 0.55
 # Below, or by more than, these the aligned latent space is reported as poor.
 MIN_ALIGNED_AGREEMENT = 0.9
 MAX_LOST_SHARE = 0.03
+# Counts of cells that are ranked together, and genes of profiles that are held for them: 32 MiB.
+_JOINED_COUNTS = 2**23
 
 
 @torch.inference_mode()
@@ -41,12 +45,18 @@ def rank_candidates(
     explained by a context cell instead of its own latent variable.
     """
     parts = []
-    for tensors in loader:
+    for tensors, batch_size in _joined(loader):
         tensors = {key: value.to(module.device) for key, value in tensors.items()}
         mean = module.encode(module, tensors)["mean"]
-        distance = torch.cdist(mean, module.context_mean)
-        candidates = torch.topk(distance, n_candidates, largest=False).indices
-        ratios = likelihood_ratios(module, tensors, mean, candidates)
+        blocks = _blocks(module, tensors, mean, batch_size)
+        candidates, ratios = [], []
+        for rows in blocks:
+            distance = torch.cdist(mean[rows], module.context_mean)
+            candidates.append(torch.topk(distance, n_candidates, largest=False).indices)
+            batch = {key: value[rows] for key, value in tensors.items()}
+            ratios.append(likelihood_ratios(module, batch, mean[rows], candidates[-1]))
+        back = torch.argsort(torch.cat(blocks))
+        candidates, ratios = torch.cat(candidates)[back], torch.cat(ratios)[back]
         best = torch.topk(ratios, n_neighbors, largest=False)
         parts.append(
             {
@@ -56,6 +66,46 @@ def rank_candidates(
             }
         )
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _joined(loader: Iterable[dict[str, torch.Tensor]]) -> Iterator[tuple[dict[str, torch.Tensor], int]]:
+    """Mini-batches of a loader, as many together as hold up to ``_JOINED_COUNTS`` counts, and the size of one of them."""
+    held, n_counts = [], 0
+    for tensors in loader:
+        size = tensors[REGISTRY_KEYS.X_KEY].numel()
+        if held and n_counts + size > _JOINED_COUNTS:
+            yield _join(held)
+            held, n_counts = [], 0
+        held.append(tensors)
+        n_counts += size
+    if held:
+        yield _join(held)
+
+
+def _join(batches: list[dict[str, torch.Tensor]]) -> tuple[dict[str, torch.Tensor], int]:
+    joined = {key: torch.cat([tensors[key] for tensors in batches]) for key in batches[0]}
+    return joined, len(batches[0][REGISTRY_KEYS.X_KEY])
+
+
+def _blocks(
+    module: ScSpeciesVAE, tensors: dict[str, torch.Tensor], mean: torch.Tensor, batch_size: int
+) -> list[torch.Tensor]:
+    """Cells in blocks that have many candidates in common, each of which is then decoded only once for a block.
+
+    Cells are sorted by their batch and by the nearest of a few context cells, so that successive ones find the profiles of
+    their candidates in the processor's cache. A block has ``batch_size`` of them, or all cells of a batch where the
+    profiles of all context cells are few enough to be held.
+    """
+    n_context = len(module.context_mean)
+    n_anchors = min(n_context, 1 + len(mean) // batch_size)
+    anchors = torch.linspace(0, n_context - 1, n_anchors, device=mean.device).long()
+    nearest = torch.cdist(mean, module.context_mean[anchors]).argmin(1)
+    batch = tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1).long()
+    order = torch.argsort(batch * n_anchors + nearest, stable=True)
+    only_batches = not any(key in tensors for key in (REGISTRY_KEYS.CAT_COVS_KEY, REGISTRY_KEYS.CONT_COVS_KEY))
+    if only_batches and n_context * tensors[REGISTRY_KEYS.X_KEY].shape[1] <= _JOINED_COUNTS:
+        return list(order.split(torch.bincount(batch).tolist()))
+    return list(order.split(batch_size))
 
 
 @torch.inference_mode()
@@ -141,7 +191,9 @@ def label_table(
     )
 
 
-def warn_of_poor_alignment(aligned_agreement: float, latent_share: float, data_level_share: float) -> None:
+def warn_of_poor_alignment(
+    context_agreement: float, aligned_agreement: float, latent_share: float, data_level_share: float
+) -> None:
     """Warn where the aligned latent space seems to tell types apart worse than the neighbours it was aligned by.
 
     Without labels of the target that cannot be known, but two figures betray it: cells that were aligned end up among
@@ -153,7 +205,8 @@ def warn_of_poor_alignment(aligned_agreement: float, latent_share: float, data_l
         "The aligned latent space looks worse than the neighbours on orthologous genes that it started from: "
         f"{aligned_agreement:.0%} of the aligned cells have the label of their neighbours there (expected: at least "
         f"{MIN_ALIGNED_AGREEMENT:.0%}), and the votes are {latent_share:.0%} unanimous in the latent space against "
-        f"{data_level_share:.0%} before. Compare transfer_labels(vote='latent') with get_data_level_labels(). Longer "
+        f"{data_level_share:.0%} before. In the context itself, {context_agreement:.0%} of the cells have the label of their "
+        "neighbours in the latent space. Compare transfer_labels(vote='latent') with get_data_level_labels(). Longer "
         "training, of the context too, more cells or more orthologues may help.",
         UserWarning,
         stacklevel=settings.warnings_stacklevel,
