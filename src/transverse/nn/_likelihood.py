@@ -138,7 +138,11 @@ def candidate_log_likelihood(
         counts = x[rows]
         theta_rows = theta if theta.ndim == 1 else theta[candidates[rows, 0]]
         weights = counts + theta_rows
-        nonzero = None if zi_logits is None else (counts > 0).to(x.dtype)
+        if zi_logits is not None:
+            nonzero = (counts > 0).unsqueeze(1)
+            most = torch.zeros_like(nonzero, dtype=x.dtype).masked_fill_(nonzero, torch.inf)
+            # the sigmoid of 30 is one, and that of far larger values slow
+            added = 30 * nonzero.to(x.dtype)
         for first in range(0, n_candidates, n_columns):
             columns = slice(first, first + n_columns)
             index = candidates[rows, columns]
@@ -156,10 +160,10 @@ def candidate_log_likelihood(
                 scores[rows, columns] = score.sub_(_dot(log_rate, weights))
                 continue
             score -= _dot(log_rate, counts).add_(softplus[index])
-            # with v = u + theta log(1 + l r), a count adds -v and a zero softplus(-v)
+            # with v = u + theta log(1 + l r), a count adds -v and a zero softplus(-v) = log(1 + exp(-|v|)) - min(v, 0)
             v = select(zi_logits, 1).addcmul_(log_rate, theta_rows.view(-1, 1, theta_rows.shape[-1]))
-            score -= _dot(v, nonzero).add_(_dot(torch.clamp(v, max=0, out=log_rate), 1 - nonzero))
-            scores[rows, columns] = score.add_(_sum_log1p_exp_neg_abs(v, nonzero))
+            score -= torch.minimum(v, most, out=log_rate).sum(-1)
+            scores[rows, columns] = score.add_(_sum_log1p_exp_neg(v.abs_().add_(added)))
     return scores
 
 
@@ -172,13 +176,12 @@ def _dot(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return torch.bmm(values, weights.unsqueeze(-1)).squeeze(-1)
 
 
-def _sum_log1p_exp_neg_abs(values: torch.Tensor, left_out: torch.Tensor, n_factors: int = 16) -> torch.Tensor:
-    r"""Sums over genes of :math:`\log(1 + e^{-|v|}) = -\log\sigma(|v|)` where ``left_out`` is zero; overwrites the values.
+def _sum_log1p_exp_neg(values: torch.Tensor, n_factors: int = 16) -> torch.Tensor:
+    r"""Sums over genes of :math:`\log(1 + e^{-v}) = -\log\sigma(v)` for :math:`v \ge 0`; overwrites the values.
 
     A logarithm costs more than the rest: products of ``n_factors`` values, each at least one half, share one.
     """
-    # the sigmoid of 30 is one, and that of larger values slow
-    values = values.abs_().add_(left_out.unsqueeze(1), alpha=30).sigmoid_()
+    values = values.sigmoid_()
     split = values.shape[-1] // n_factors * n_factors
     products = values[..., :split].unflatten(-1, (n_factors, -1)).prod(-2)
     return -(products.log_().sum(-1) + values[..., split:].log().sum(-1))

@@ -104,7 +104,7 @@ def _blocks(
     order = torch.argsort(batch * n_anchors + nearest, stable=True)
     only_batches = not any(key in tensors for key in (REGISTRY_KEYS.CAT_COVS_KEY, REGISTRY_KEYS.CONT_COVS_KEY))
     if only_batches and n_context * tensors[REGISTRY_KEYS.X_KEY].shape[1] <= _JOINED_COUNTS:
-        return list(order.split(torch.bincount(batch).tolist()))
+        return list(order.split(batch.unique(return_counts=True)[1].tolist()))
     return list(order.split(batch_size))
 
 
