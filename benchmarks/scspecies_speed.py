@@ -69,6 +69,7 @@ CALLS = (
     "label transfer, NB",
     "label transfer, ZINB",
     "fold changes, NB",
+    "fold changes, ZINB",
     "similarity, NB",
     "similarity, ZINB",
 )

@@ -16,7 +16,15 @@ from transverse.__main__ import main
 SHORT = ["--epochs", "2", "--context-epochs", "2"]
 SIMULATION = {"preset": "tiny", "target_only_types": 1}
 FILES = ["accuracy.csv", "context.h5ad", "labels.csv", "model", "target.h5ad", "umap.png"]
-LABELS = ["label", "confidence", "novelty", "data_level_label", "data_level_agreement", "label_or_unknown"]
+LABELS = [
+    "label",
+    "confidence",
+    "novelty",
+    "log_likelihood_ratio",
+    "data_level_label",
+    "data_level_agreement",
+    "label_or_unknown",
+]
 
 
 def run(argv, *more):

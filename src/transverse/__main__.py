@@ -209,7 +209,7 @@ def run(args: argparse.Namespace, simulation: Mapping[str, Any]) -> int:
     import scvi
 
     import transverse as tv
-    from transverse.scspecies import CONTEXT_PLAN, default_epochs
+    from transverse.scspecies import CONTEXT_PLAN, NOVELTY_MIDPOINT, default_epochs
 
     scvi.settings.seed = args.seed
     try:
@@ -237,7 +237,7 @@ def run(args: argparse.Namespace, simulation: Mapping[str, Any]) -> int:
     print("Transferring the labels ...", flush=True)
     labels = model.transfer_labels()
     flagged = labels["label"].cat.add_categories(["unknown"])
-    labels["label_or_unknown"] = flagged.mask(labels["novelty"] > model.novelty_threshold_, "unknown")
+    labels["label_or_unknown"] = flagged.mask(labels["novelty"] > NOVELTY_MIDPOINT, "unknown")
     labels["plain_data_level_label"] = plain["label"]
     truth = None
     if args.target_labels_key is not None:

@@ -126,13 +126,12 @@ def candidate_log_likelihood(
         chunk, n_columns = (n_rows, 1) if n_candidates == 1 else (1, min(n_rows, n_candidates))
     chunk = 64 if chunk is None else chunk
     ratio = scale / theta
-    log_ratio = torch.log(ratio + EPS)
-    # one product with all profiles is quicker than one with each cell's own, unless these are a small part of them
-    products = log_ratio @ x.T if len(ratio) <= 8 * n_candidates else None
+    # where a cell has many of all profiles as candidates, one product with all is quicker than one with each cell's own
+    products = torch.log(ratio + EPS) @ x.T if len(ratio) <= 8 * n_candidates else None
     softplus = None if zi_logits is None else F.softplus(-zi_logits).sum(1)
     scores = torch.empty(candidates.shape, dtype=x.dtype, device=x.device)
     # memory that is used again is several times quicker than new memory
-    work = ratio.new_empty((2, min(chunk, n_cells) * n_columns, x.shape[1]))
+    work = ratio.new_empty((1 if zi_logits is None else 2, min(chunk, n_cells) * n_columns, x.shape[1]))
     for start in range(0, n_cells, chunk):
         rows = slice(start, start + chunk)
         counts = x[rows]
@@ -152,7 +151,7 @@ def candidate_log_likelihood(
                 return torch.index_select(table, 0, flat, out=work[buffer, : len(flat)]).view(*shape, -1)
 
             if products is None:
-                score = _dot(select(log_ratio, 0), counts)
+                score = _count_weighted_log(ratio, index, counts)
             else:
                 score = products.T[rows].gather(1, index)
             log_rate = select(ratio, 0).mul_(library[rows].unsqueeze(-1)).log1p_()
@@ -174,6 +173,14 @@ def _dot(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     if values.shape[1] == 1:
         return torch.sum(values[:, 0] * weights, dim=1, keepdim=True)
     return torch.bmm(values, weights.unsqueeze(-1)).squeeze(-1)
+
+
+def _count_weighted_log(ratio: torch.Tensor, index: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Sums over genes of counts times the logarithm of the candidates' ratios."""
+    if len(index) == 1:
+        genes = counts[0].nonzero().squeeze(1)
+        return torch.mv(torch.log(ratio[index[0].unsqueeze(1), genes] + EPS), counts[0, genes]).unsqueeze(0)
+    return _dot(torch.log(ratio[index] + EPS), counts)
 
 
 def _sum_log1p_exp_neg(values: torch.Tensor, n_factors: int = 16) -> torch.Tensor:
