@@ -49,7 +49,7 @@ class GeneDecoder:
         # over all genes the module's own normalisation holds, which may treat shared genes apart
         self.normalize = nn.Softmax(dim=-1) if genes is not None and not isinstance(head[1], nn.Softplus) else head[1]
         self.renormalize = genes is not None and isinstance(head[1], nn.Softplus)
-        self.groups = None if groups is None else torch.as_tensor(groups, device=linear.weight.device)
+        self.groups = None if groups is None else torch.tensor(groups, device=linear.weight.device)
 
     @torch.inference_mode()
     def __call__(self, z: np.ndarray, covariates: dict[str, np.ndarray] | None = None) -> torch.Tensor:
