@@ -13,8 +13,8 @@ turn are left out. Wall time suffers from other load, processor time much less: 
 
 Calls after training (label transfer, fold changes, similarity of cell types) run once, without a warm-up, each in a process
 of its own that has trained both models for one epoch; the processes of the two tools alternate. Both tools get the same
-definition: hidden layers of 300 units at least, a library encoder, dispersions by batch, orthologues and other genes
-normalised apart, the same cells and types, known labels of the target.
+definition: a library encoder, dispersions by batch, orthologues and other genes normalised apart, the same cells and types,
+known labels of the target. Hidden layers have 300 and 200 units in scspecies, 300 and 300 in transverse.
 
 - Label transfer: the 250 nearest context cells of every target cell ranked by likelihood, 25 vote.
 - Fold changes: ``--lfc-samples`` latent variables of the target's cells for each type, decoded by both species and averaged
