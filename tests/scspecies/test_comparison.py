@@ -328,6 +328,8 @@ def test_some_genes_cells_and_batches(model, species):
         ({"transform_to": "context", "library_size": "latent"}, ValueError, "library_size must be a number"),
         ({"transform_to": "context", "n_samples": 3}, ValueError, "'n_samples' only apply to target cells"),
         ({"transform_to": "context", "gene_list": ["TP53"]}, KeyError, "the context lacks: 'TP53'"),
+        ({"transform_to": "context", "transform_batch": 2}, KeyError, "'2' is no batch of the context"),
+        ({"transform_to": "context", "transform_batch": [0, -1]}, KeyError, "'-1' is no batch of the context"),
         (
             {"transform_to": "context", "transform_batch": "b"},
             KeyError,

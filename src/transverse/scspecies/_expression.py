@@ -220,7 +220,8 @@ class ExpressionMixin(RNASeqMixin):
             return None
         names = self._batch_names(side)
         batches = [batches] if isinstance(batches, str | int) else list(batches)
-        if missing := [batch for batch in batches if batch not in names and not isinstance(batch, int)]:
+        codes = range(len(names))
+        if missing := [batch for batch in batches if batch not in names and batch not in codes]:
             raise KeyError(f"transform_batch {examples(missing)} is no batch of the {side}. Known: {examples(names)}.")
         return [names.index(batch) if batch in names else batch for batch in batches]
 
