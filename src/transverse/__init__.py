@@ -2,9 +2,10 @@
 
 from importlib.metadata import version
 
-from . import datasets, pl, pp, tl
+from . import baselines, datasets, metrics, pl, pp, tl
+from ._benchmark import benchmark
 from .scspecies import ScSpecies
 
 __version__ = version("transverse")
 
-__all__ = ["ScSpecies", "datasets", "pl", "pp", "tl"]
+__all__ = ["ScSpecies", "baselines", "benchmark", "datasets", "metrics", "pl", "pp", "tl"]

@@ -91,6 +91,44 @@ def check_counts(adata: AnnData, layer: str | None = None, name: str = "adata") 
             )
 
 
+def check_finite(adata: AnnData, layer: str | None = None, name: str = "adata") -> None:
+    """Raise a ValueError if values are missing or infinite."""
+    where = _where(adata, layer, name)
+    for block in iter_rows(adata, layer):
+        if not np.isfinite(block.data if sp.issparse(block) else block).all():
+            raise ValueError(f"{where} has missing or infinite values (NaN or inf). Remove or fill them first.")
+
+
+def _where(adata: AnnData, layer: str | None, name: str) -> str:
+    """What to call the matrix in a message; raises if there is none."""
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(f"layer={layer!r} is not in {name}.layers. Layers: {examples(k for k in adata.layers if k)}.")
+    if layer is None and adata.X is None:
+        raise ValueError(f"{name}.X is empty. Put the values there or name a layer that has them.")
+    return f"{name}.X" if layer is None else f"{name}.layers[{layer!r}]"
+
+
+def check_log_normalized(adata: AnnData, layer: str | None = None, name: str = "adata") -> None:
+    """Raise a ValueError if the matrix is not finite, or holds raw counts where log-normalised values are needed."""
+    check_finite(adata, layer, name)
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(f"{name} is empty: it has {adata.n_obs} cells and {adata.n_vars} genes.")
+    where = _where(adata, layer, name)
+    counts = True
+    largest = 0.0
+    for block in iter_rows(adata, layer):
+        values = block.data if sp.issparse(block) else block
+        if counts and values.size:
+            counts = bool((values >= 0).all() and np.array_equal(values, np.floor(values)))
+            largest = max(largest, float(values.max()))
+    # one and nought alone may be anything
+    if counts and largest > 1:
+        raise ValueError(
+            f"{where} must hold log-normalised values, but has whole numbers up to {largest:g}, which look like raw counts. "
+            "Call sc.pp.normalize_total(adata, target_sum=1e4) and sc.pp.log1p(adata) first, or name a layer that has them."
+        )
+
+
 def check_no_empty_cells(adata: AnnData, layer: str | None = None, name: str = "adata") -> None:
     """Raise a ValueError if a cell has no counts: its library size would be the logarithm of zero."""
     empty = np.concatenate([np.asarray(block.sum(axis=1)).ravel() == 0 for block in iter_rows(adata, layer)])

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 
+from ._checks import check_not_negative, check_positive, check_share, check_whole
+
 
 @dataclass(frozen=True)
 class _Settings:
@@ -104,20 +106,15 @@ def resolve_parameters(arguments: dict, species: list[str]) -> dict:
     )
 
     for key in _WHOLE:
-        low = 1 if key in _AT_LEAST_ONE else 0
         for value in _values(params[key]):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
-                raise ValueError(f"{key}: expected a whole number of at least {low}, but got {value!r}.")
+            check_whole(key, value, 1 if key in _AT_LEAST_ONE else 0)
     for key in _SHARES:
-        if not 0 <= params[key] <= 1:
-            raise ValueError(f"{key}: expected a share from 0 to 1, but got {params[key]!r}.")
+        check_share(key, params[key])
     for key in _POSITIVE:
         for value in _values(params[key]):
-            if not (np.isfinite(value) and value > 0):
-                raise ValueError(f"{key}: expected a positive number, but got {value!r}.")
+            check_positive(key, value)
     for key in _NOT_NEGATIVE:
-        if not (np.isfinite(params[key]) and params[key] >= 0):
-            raise ValueError(f"{key}: expected a number of at least 0, but got {params[key]!r}.")
+        check_not_negative(key, params[key])
     return params
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from os import PathLike
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+
+from transverse.metrics._calibration import calibration_bins, calibration_error, check_n_bins
 
 from ._figure import COLORS, finish, panels
 from ._tables import align
@@ -62,14 +63,10 @@ def calibration(
     confidence, correct = _numbers(confidence, "confidence"), _numbers(correct, "correct")
     if not np.isin(correct, (0, 1)).all():
         raise ValueError("correct must hold True or False (1 or 0) only.")
-    if not isinstance(n_bins, Integral) or n_bins < 1:
-        raise ValueError(f"n_bins={n_bins!r} must be a whole number of at least 1.")
+    check_n_bins(n_bins)
 
-    # a share of votes often lies on a border, which floating-point numbers miss
-    bins = np.clip(np.ceil(confidence * n_bins - 1e-6).astype(int) - 1, 0, n_bins - 1)
-    frame = pd.DataFrame({"bin": bins, "confidence": confidence, "correct": correct}).groupby("bin")
-    means, n_cells = frame.mean(), frame.size()
-    error = np.average((means["correct"] - means["confidence"]).abs(), weights=n_cells)
+    means = calibration_bins(confidence, correct, n_bins)
+    n_cells, error = means["n"], calibration_error(means)
 
     panel = panels(ax, 1, "figure", size=(4.4, 4.0))[0]
     panel.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=0.8, zorder=1)

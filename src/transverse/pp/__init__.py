@@ -1,7 +1,10 @@
-"""Preparing data: orthologues, and what the models expect of their input."""
+"""Preparing data: orthologues, splits, and what the models expect of their input."""
 
+from ._leave_out import leave_out
 from ._ortholog_match import OrthologMatch
 from ._orthologs import match_orthologs
 from ._read_orthologs import read_orthologs
+from ._split_checks import check_split
+from ._splits import split_responses
 
-__all__ = ["OrthologMatch", "match_orthologs", "read_orthologs"]
+__all__ = ["OrthologMatch", "check_split", "leave_out", "match_orthologs", "read_orthologs", "split_responses"]

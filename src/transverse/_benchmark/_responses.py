@@ -1,0 +1,167 @@
+"""Responses of conditions that were held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from transverse import baselines, metrics
+from transverse._validation import check_log_normalized, check_obs_key, examples
+from transverse.pp import check_split, split_responses
+from transverse.pp._perturbations import canonical, parts
+from transverse.pp._split_checks import By
+
+from ._methods import Method, fitted, methods_of
+
+BASELINES = {
+    "no change": baselines.NoChange,
+    "mean perturbation": baselines.MeanPerturbation,
+    "mean shift": baselines.MeanShift,
+    "similarity-weighted shift": lambda: baselines.MeanShift("similarity"),
+    "nearest context": baselines.NearestContext,
+    "ridge on PCs": baselines.PCRidge,
+    "additive": baselines.Additive,
+    "mean of singles": baselines.MeanOfSingles,
+    "larger single": baselines.LargerSingle,
+    "largest change per gene": baselines.LargestChange,
+}
+
+
+def response_table(
+    adata: AnnData,
+    models: Mapping,
+    baselines: Mapping | None,
+    seeds: Sequence[int],
+    *,
+    splits: str | Sequence[str] | Mapping = "split",
+    by: By = "condition",
+    perturbation_key: str = "perturbation",
+    control: str = "control",
+    context_key: str | None = "cell_type",
+    animal_key: str | None = None,
+    delimiter: str | None = "+",
+    layer: str | None = None,
+    n_top: int | Sequence[int] = 50,
+    energy: bool = False,
+    allow_unseen: bool = False,
+    identical_cells: str = "refuse",
+    n_ceiling_splits: int = 10,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Scores of every method, split, seed and condition, and the columns that tell conditions apart."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"data must be an AnnData for task='responses', but got {type(adata).__name__}.")
+    setup = {"perturbation_key": perturbation_key, "control": control, "context_key": context_key}
+    for key in (perturbation_key, context_key):
+        if key is not None:
+            check_obs_key(adata, key, "perturbation_key" if key == perturbation_key else "context_key")
+    check_log_normalized(adata, layer)
+    split_options = {"by": by, "animal_key": animal_key, "delimiter": delimiter, "identical_cells": identical_cells}
+    labels = split_labels(adata, splits, seeds, {**setup, **split_options}, allow_unseen)
+    methods = methods_of(models, BASELINES if baselines is None else baselines)
+    keys = {"perturbation_key": perturbation_key, "context_key": context_key}
+    options = {**keys, "layer": layer}
+    condition = [key for key in keys.values() if key is not None]
+    is_control = (adata.obs[perturbation_key].astype(str) == control).to_numpy()
+
+    tables, skipped = [], set()
+    for (split, seed), side in labels.items():
+        test, train = adata[(side == "test") & ~is_control], adata[side == "train"]
+        test = test.to_memory() if test.isbacked else test.copy()
+        # the two orders of a combination are one condition
+        names = test.obs[perturbation_key].astype(str)
+        test.obs[perturbation_key] = [canonical(name, delimiter) for name in names]
+        pairs = list(test.obs[condition].astype(str).drop_duplicates().itertuples(index=False, name=None))
+        contexts = {pair[1] for pair in pairs} if context_key else {None}
+        here = np.ones(adata.n_obs, dtype=bool)
+        if context_key is not None:
+            here = adata.obs[context_key].astype(str).isin(contexts).to_numpy()
+        scoring, all_controls = adata[(side == "test") & is_control], adata[is_control & here]
+        candidates = adata[here & ~is_control & (side == "train")]
+        in_memory = [part.to_memory() if part.isbacked else part for part in (scoring, all_controls, candidates)]
+        scoring, all_controls, candidates = in_memory
+        ceiling = metrics.noise_ceiling(
+            test, all_controls, n_splits=n_ceiling_splits, seed=seed, n_top=n_top, **options
+        )
+        tables.append(ceiling.assign(method=ceiling["ceiling"], kind="ceiling", split=split, seed=seed))
+        for method in methods:
+            model = fitted(method, train, seed, {**setup, "layer": layer}, extra={"delimiter": delimiter})
+            if method.optional and not all(model.supports(*_arguments(pair, delimiter)) for pair in pairs):
+                skipped.add(method.name)
+                continue
+            pred = _predictions(method, model, pairs, condition, delimiter)
+            scores = [
+                metrics.response_scores(test, pred, scoring, n_top=n_top, **options),
+                metrics.deg_scores(test, pred, scoring, n_top=n_top, **options),
+                metrics.perturbation_discrimination(
+                    test, pred, scoring, candidates=candidates if candidates.n_obs else None, **options
+                ),
+                metrics.variance_ratio(test, pred, scoring, **options),
+            ]
+            if energy:
+                scores.append(metrics.energy_distance(test, pred, scoring, **options))
+            scores = pd.concat(scores, ignore_index=True)
+            tables.append(scores.assign(method=method.name, kind=method.kind, split=split, seed=seed))
+    scores = pd.concat(tables, ignore_index=True).drop(columns="ceiling")
+    if baselines is None and skipped.issuperset(BASELINES):
+        raise ValueError("No baseline can predict the held-out conditions. Pass baselines={} to run without.")
+    return scores, condition
+
+
+def split_labels(
+    adata: AnnData, splits: str | Sequence[str] | Mapping, seeds: Sequence[int], options: dict, allow_unseen: bool
+) -> dict[tuple[str, int], np.ndarray]:
+    """Side of every cell, for every split and seed; raises before anything is trained if one leaks."""
+    if isinstance(splits, Mapping):
+        if not splits:
+            raise ValueError("splits is empty. See pp.leave_out.")
+        return {
+            (str(name), seed): split_responses(
+                adata,
+                holdout=holdout,
+                valid_size=0,
+                allow_unseen=allow_unseen,
+                seed=seed,
+                key_added=None,
+                **options,
+            ).to_numpy(dtype=str)
+            for name, holdout in splits.items()
+            for seed in seeds
+        }
+    columns = [splits] if isinstance(splits, str) else list(splits)
+    if not columns:
+        raise ValueError("splits is empty. Name columns of adata.obs, or pass a mapping, see pp.leave_out.")
+    if missing := [column for column in columns if column not in adata.obs]:
+        raise KeyError(
+            f"splits: {examples(missing)} is not in adata.obs. Call tv.pp.split_responses(adata) first, or pass the holdouts "
+            "of tv.pp.leave_out(adata)."
+        )
+    labels = {}
+    for column in columns:
+        check_split(adata, column, **options)
+        labels |= {(column, seed): adata.obs[column].to_numpy(dtype=str) for seed in seeds}
+    return labels
+
+
+def _arguments(pair: tuple[str, ...], delimiter: str | None) -> tuple:
+    singles = list(parts(pair[0], delimiter))
+    return (singles if len(singles) > 1 else pair[0], *pair[1:])
+
+
+def _predictions(
+    method: Method, model, pairs: Sequence[tuple[str, ...]], condition: Sequence[str], delimiter: str | None
+) -> AnnData:
+    """Predictions of all conditions, a row for each control cell and condition."""
+    rows = []
+    for pair in pairs:
+        pred = model.predict(*_arguments(pair, delimiter))
+        if not isinstance(pred, AnnData):
+            raise TypeError(f"predict of {method.name!r} must return an AnnData, but returned {type(pred).__name__}.")
+        # whatever a model calls it
+        obs = dict(zip(condition, pair, strict=True))
+        pred = AnnData(pred.X, obs=pred.obs.assign(**obs), var=pred.var[[]], layers=dict(pred.layers))
+        rows.append(pred)
+    return ad.concat(rows, index_unique="-") if len(rows) > 1 else rows[0]

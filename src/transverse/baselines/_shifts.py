@@ -1,0 +1,91 @@
+"""Shifts carried between contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from ._response import ResponseBaseline
+
+
+class NoChange(ResponseBaseline):
+    """The control cells themselves: nothing happens.
+
+    Its R2 on expression says how much of that score comes for free; on the change every correlation is 0.
+    """
+
+    def _shift(self, name: str, context: str, sources: Sequence[str]) -> tuple[np.ndarray, Iterable[str]]:
+        return np.zeros(len(self.var_names)), []
+
+    def _check_perturbation(self, name: str, known: set[str]) -> None:
+        """Any perturbation will do."""
+
+
+class MeanPerturbation(ResponseBaseline):
+    r"""What perturbations do on average, whichever it is.
+
+    The mean shift over all *other* perturbations of the context; where it has none, over all conditions of the source
+    contexts. Beating it takes knowledge of the perturbation: where perturbations have much in common it correlates well.
+    """
+
+    def _shift(self, name: str, context: str, sources: Sequence[str]) -> tuple[np.ndarray, Iterable[str]]:
+        shifts = [shift for (other, c), shift in self._shifts.items() if c == context and other != name]
+        if shifts:
+            return np.mean(shifts, axis=0), [context]
+        found = [(c, shift) for (_, c), shift in self._shifts.items() if c in sources]
+        if not found:
+            raise ValueError(f"No other perturbation was measured in {context!r}, and none in other contexts.")
+        return np.mean([shift for _, shift in found], axis=0), sorted({c for c, _ in found})
+
+    def _check_perturbation(self, name: str, known: set[str]) -> None:
+        """Any perturbation will do."""
+
+
+class MeanShift(ResponseBaseline):
+    r"""The perturbation's mean shift in other contexts.
+
+    .. math::
+
+        \hat y_c = \bar c_c + \sum_{c' \neq c} w_{c'} (\bar y_{c'} - \bar c_{c'}), \qquad
+        w_{c'} \propto 1 \quad \text{or} \quad w_{c'} \propto \exp\left(- d_{c c'}^2 / (h \min_{c''} d_{c c''}^2)\right)
+
+    with the squared Euclidean distance :math:`d^2` between mean control profiles. Weighted by similarity it is the strongest
+    baseline on real data where contexts differ in kind.
+
+    Parameters
+    ----------
+    weights
+        ``"uniform"``, or ``"similarity"`` of the contexts.
+    bandwidth
+        :math:`h`: a context as many times as far as the nearest weighs less the smaller it is.
+    """
+
+    def __init__(self, weights: Literal["uniform", "similarity"] = "uniform", bandwidth: float = 1.0):
+        if weights not in ("uniform", "similarity"):
+            raise ValueError(f"weights={weights!r} must be 'uniform' or 'similarity'.")
+        if not bandwidth > 0:
+            raise ValueError(f"bandwidth={bandwidth!r} must be positive.")
+        self.weights, self.bandwidth = weights, bandwidth
+
+    def _shift(self, name: str, context: str, sources: Sequence[str]) -> tuple[np.ndarray, Iterable[str]]:
+        sources = self._elsewhere(name, context, sources)
+        weights = None
+        if self.weights == "similarity":
+            distances = self._distances(context, sources)
+            nearest = distances.min()
+            weights = np.exp(-distances / (self.bandwidth * nearest)) if nearest > 0 else 1.0 * (distances == 0)
+        return np.average([self._shifts[name, c] for c in sources], axis=0, weights=weights), sources
+
+
+class NearestContext(ResponseBaseline):
+    """The perturbation's shift in the most similar other context in which it was measured.
+
+    Similar by the Euclidean distance of mean control profiles.
+    """
+
+    def _shift(self, name: str, context: str, sources: Sequence[str]) -> tuple[np.ndarray, Iterable[str]]:
+        sources = self._elsewhere(name, context, sources)
+        nearest = sources[int(self._distances(context, sources).argmin())]
+        return self._shifts[name, nearest], [nearest]

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from numbers import Integral
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from transverse._groups import group_codes
+
+from ._conditions import START, Cells, _as_anndata, halve
+from ._response import response_scores
+
+
+def noise_ceiling(
+    truth: Cells,
+    control: Cells,
+    *,
+    perturbation_key: str = "perturbation",
+    context_key: str | None = "cell_type",
+    n_splits: int = 10,
+    layer: str | None = None,
+    seed: int = 0,
+    **kwargs,
+) -> pd.DataFrame:
+    r"""How well the measured responses agree with themselves: what a prediction can be expected to reach.
+
+    Treated and control cells of every condition are halved at random, and one half's profile is scored as if it were the
+    prediction of the other's (``ceiling="split half"``): what a repetition of the experiment with half the cells would reach.
+
+    A prediction without noise can do better. If half of the cells reproduce a change with correlation :math:`r`, all of them would
+    do so with :math:`r_2 = 2 r / (1 + r)` (Spearman and Brown), and the true change correlates with that measured on all of them with
+
+    .. math::
+
+        \sqrt{r_2} = \sqrt{2 r / (1 + r)} ,
+
+    given for the Pearson correlation over all genes as ``ceiling="noise-free"``, 0 where :math:`r` is not positive. A method between the two is
+    good; one above the second has most likely seen what it should predict.
+
+    Parameters
+    ----------
+    truth, control, perturbation_key, context_key, layer
+        As in :func:`response_scores`; at least two treated cells of a condition and two control cells of a context. Give
+        all controls, those that predict too: one half of them stands for either.
+    n_splits
+        Number of random halvings, over which scores are averaged.
+    seed
+        Their seed.
+    **kwargs
+        ``n_top``, ``top_genes`` and ``clip`` of :func:`response_scores`.
+
+    Returns
+    -------
+    Rows as :func:`response_scores` gives them, with the column ``ceiling``; ``n_cells`` is that of the half that is scored.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        As :func:`response_scores`, and if there are too few cells to be halved.
+    """
+    if not isinstance(n_splits, Integral) or n_splits < 1:
+        raise ValueError(f"n_splits={n_splits!r} must be a whole number of at least 1.")
+    if control is None:
+        raise ValueError("control is needed: without it, cells of any condition resemble each other.")
+    keys = [key for key in (perturbation_key, context_key) if key is not None]
+    if not isinstance(truth, AnnData):
+        wrapped = _as_anndata({"truth": truth, "control": control})
+        truth, control = wrapped["truth"], wrapped["control"]
+        for adata in (truth, control):
+            adata.obs = adata.obs.assign(condition="")
+        # the column holds nothing, and is taken out again
+        perturbation_key, context_key, keys = "condition", None, ["condition"]
+    context_by = [context_key] if context_key is not None else []
+    for adata, by in ((truth, keys), (control, context_by)):
+        group_codes(adata, by)
+    rng = np.random.default_rng(seed)
+    tables = []
+    for _ in range(n_splits):
+        first, second = halve(truth, keys, rng, "truth")
+        control_first, control_second = halve(control, context_by, rng, "control")
+        pred = truth[first]
+        pred = AnnData(pred.X if layer is None else pred.layers[layer], obs=pred.obs, var=pred.var)
+        pred.layers.pop(START, None)
+        tables.append(
+            response_scores(
+                truth[second],
+                pred,
+                control[control_second],
+                pred_control=control[control_first],
+                perturbation_key=perturbation_key,
+                context_key=context_key,
+                layer=layer,
+                **kwargs,
+            )
+        )
+    scores = tables[0].assign(
+        value=np.mean([table["value"] for table in tables], axis=0),
+        ceiling="split half",
+    )
+    # among genes that one half chose for their change the formula does not hold
+    r = scores[(scores["metric"] == "pearson") & (scores["of"] == "change") & (scores["genes"] == "all")]
+    positive = r["value"].clip(lower=0)
+    free = r.assign(value=np.sqrt(2 * positive / (1 + positive)), ceiling="noise-free")
+    scores = pd.concat([scores, free], ignore_index=True)
+    return scores if keys != ["condition"] else scores.drop(columns="condition")

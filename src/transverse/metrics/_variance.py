@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from transverse._groups import group_profiles
+
+from ._conditions import Cells, Score, conditions, tidy
+
+
+def variance_ratio(
+    truth: Cells,
+    pred: Cells,
+    control: Cells | None = None,
+    *,
+    pred_control: Cells | None = None,
+    perturbation_key: str = "perturbation",
+    context_key: str | None = "cell_type",
+    layer: str | None = None,
+    allow_shared_controls: bool = False,
+    seed: int = 0,
+) -> pd.DataFrame:
+    r"""Predicted over true variance: among the cells of a condition, and among the conditions of a context.
+
+    .. math::
+
+        V_i = \frac{\sum_g \mathrm{Var}(\hat x_{ig})}{\sum_g \mathrm{Var}(x_{ig})}, \qquad
+        V = \frac{\sum_g \mathrm{Var}_i(\hat y_{ig} - \hat c_{g})}{\sum_g \mathrm{Var}_i(y_{ig} - c_{g})}
+
+    with sample variances (``ddof=1``) over the cells of condition :math:`i`, and over the mean profiles of a context's
+    conditions. The second, ``variance_ratio_between``, tells mode collapse: a method that predicts the same response to
+    every perturbation has 0. Noise of the true means counts as variance, so a perfect prediction stays somewhat below 1.
+
+    Parameters
+    ----------
+    truth, pred, control, pred_control, perturbation_key, context_key, layer, allow_shared_controls, seed
+        As in :func:`response_scores`. Without controls the second ratio is of the profiles themselves, which is the same
+        if all predictions of a context start from the same control cells.
+
+    Returns
+    -------
+    Rows as :func:`response_scores` gives them, ``of="cells"`` and ``metric="variance_ratio"`` for every condition, NaN with
+    less than two true or predicted cells; and one row a context with ``of="change"`` and ``metric="variance_ratio_between"``,
+    in which the perturbation is ``"all"``, NaN with less than two conditions.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        As :func:`response_scores`.
+    """
+    data = conditions(
+        truth,
+        pred,
+        control,
+        pred_control,
+        perturbation_key=perturbation_key,
+        context_key=context_key,
+        layer=layer,
+        allow_shared_controls=allow_shared_controls,
+        seed=seed,
+    )
+    by = list(data.keys.columns)
+    if not by:
+        pred = np.atleast_2d(pred.toarray() if hasattr(pred, "toarray") else np.asarray(pred, dtype=float))
+        predicted, n_pred = pred.var(0, ddof=1)[None] if len(pred) > 1 else np.zeros((1, pred.shape[1])), [len(pred)]
+    else:
+        profiles = group_profiles(pred[:, data.var_names], by)
+        predicted, n_pred = profiles.variance, profiles.n_cells
+    enough = (np.asarray(n_pred) > 1) & (data.truth.n_cells > 1)
+    within = np.where(enough, _ratio(predicted.sum(1), data.truth.variance.sum(1)), np.nan)
+    tables = [data.table([Score("cells", "all", "variance_ratio", within)])]
+    if by:
+        true, predicted = data.truth.mean, data.pred
+        if data.control is not None:
+            true, predicted = data.change, data.pred_change
+        groups = data.keys.groupby(context_key).indices if context_key else {"": np.arange(len(data.keys))}
+        for rows in groups.values():
+            between = np.nan
+            if len(rows) > 1:
+                between = _ratio(predicted[rows].var(0, ddof=1).sum(), true[rows].var(0, ddof=1).sum())
+            keys = data.keys.iloc[rows[:1]].assign(**{perturbation_key: "all"})
+            score = Score("change", "all", "variance_ratio_between", [between])
+            tables.append(tidy(keys, [score], data.truth.n_cells[rows].sum(keepdims=True)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _ratio(pred, truth):
+    return np.divide(pred, truth, out=np.full(np.shape(truth), np.nan), where=np.asarray(truth) > 0)
