@@ -23,8 +23,6 @@ import scanpy as sc
 import scvi
 import torch
 from anndata import AnnData
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, recall_score
 
 import transverse as tv
 
@@ -78,29 +76,9 @@ def shared_counts(mouse: AnnData, human: AnnData, pairs: pd.DataFrame) -> tuple[
     return left, right
 
 
-def neighbour_vote(mouse, human, pairs, k: int, normalize: bool) -> np.ndarray:
-    """Majority label of the nearest context cells by cosine distance of log1p counts."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    left, right = shared_counts(mouse, human, pairs)
-    for source, shared in ((mouse, left), (human, right)):
-        if normalize:
-            # per cell, by the total over all of its genes
-            factor = 1e4 / np.asarray(source.X.sum(1)).ravel()
-            shared.X = shared.X.multiply(factor[:, None]).tocsr()
-        shared.X = shared.X.log1p()
-    classifier = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(left.X, mouse.obs["label"].astype(str))
-    return classifier.predict(right.X)
-
-
-def logistic_regression(mouse, human, pairs, seed: int) -> np.ndarray:
-    """Balanced logistic regression on log-normalised one-to-one orthologues."""
-    left, right = shared_counts(mouse, human, pairs)
-    for shared in (left, right):
-        sc.pp.normalize_total(shared, target_sum=1e4)
-        sc.pp.log1p(shared)
-    model = LogisticRegression(class_weight="balanced", max_iter=1000, random_state=seed)
-    return model.fit(left.X, mouse.obs["label"].astype(str)).predict(right.X)
+def baseline(mouse, human, pairs, method) -> np.ndarray:
+    """Labels by a baseline of the package."""
+    return method.fit(mouse, "label").predict(human, pairs)["label"].to_numpy().astype(str)
 
 
 def scanvi_query(mouse, human, pairs, epochs: int) -> scvi.model.SCANVI:
@@ -143,16 +121,11 @@ def scspecies(mouse, human, pairs, epochs: int | None) -> dict[str, np.ndarray]:
 
 def scores(truth: np.ndarray, predicted: np.ndarray, known: set[str]) -> dict[str, float]:
     """Balanced accuracy on the shared types, and ARI and AMI on the same cells."""
-    shared = sorted(set(truth) & known)
-    cells = np.isin(truth, shared)
-    truth, predicted = truth[cells], predicted[cells]
-    recalls = recall_score(truth, predicted, labels=shared, average=None, zero_division=0)
-    return {
-        "BAS": float(np.mean(recalls)),
-        "ARI": adjusted_rand_score(truth, predicted),
-        "AMI": adjusted_mutual_info_score(truth, predicted),
-        **{f"recall {label}": float(r) for label, r in zip(shared, recalls, strict=True)},
-    }
+    table = tv.metrics.label_scores(truth, predicted, known=known)
+    table = table[table["cells"] == "shared"].set_index(["metric", "cell_type"])["value"]
+    overall = table[table.index.get_level_values("cell_type").isna()].droplevel("cell_type")
+    recalls = {f"recall {label}": float(value) for label, value in table["recall"].items()}
+    return {"BAS": overall["balanced_accuracy"], "ARI": overall["ARI"], "AMI": overall["AMI"], **recalls}
 
 
 def run_seed(args: argparse.Namespace, seed: int) -> list[dict]:
@@ -165,14 +138,13 @@ def run_seed(args: argparse.Namespace, seed: int) -> list[dict]:
     if args.shared_genes:
         pairs = pairs.sample(args.shared_genes, random_state=seed)
     truth, known = human.obs["label"].to_numpy().astype(str), set(mouse.obs["label"].astype(str))
-    methods = {
-        f"vote k={k}, {'normalised' if normalize else 'raw'}": lambda k=k, normalize=normalize: neighbour_vote(
-            mouse, human, pairs, k, normalize
-        )
+    baselines = {
+        f"vote k={k}, {name}": tv.baselines.NeighborVote(k, normalize=normalize)
         for k in (1, 25)
-        for normalize in (False, True)
+        for name, normalize in (("raw", "none"), ("normalised", "total"))
     }
-    methods["logistic regression"] = lambda: logistic_regression(mouse, human, pairs, seed)
+    baselines["logistic regression"] = tv.baselines.LogisticLabels(normalize="shared")
+    methods = {name: lambda method=method: baseline(mouse, human, pairs, method) for name, method in baselines.items()}
     if not args.skip_scanvi:
         methods["SCANVI query mapping"] = lambda: np.asarray(
             scanvi_query(mouse, human, pairs, args.scanvi_epochs).predict()

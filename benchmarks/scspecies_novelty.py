@@ -34,9 +34,8 @@ import numpy as np
 import pandas as pd
 import scvi
 import torch
-from scspecies_labels import read_real, scanvi_query, shared_counts, trained_scspecies
+from scspecies_labels import read_real, scanvi_query, trained_scspecies
 from sklearn.metrics import roc_auc_score
-from sklearn.neighbors import NearestNeighbors
 
 import transverse as tv
 
@@ -51,25 +50,6 @@ def read_simulated(preset: str, seed: int):
         adata.obs["label"] = adata.obs["cell_type"].astype(str).astype("category")
     pairs = tv.pp.match_orthologs(mouse, human, human.uns["orthologs"]).pairs[["context", "target"]]
     return mouse, human, pairs
-
-
-def calibration_error(confidence: np.ndarray, correct: np.ndarray, n_bins: int = 10) -> float:
-    """Expected calibration error over bins of equal width."""
-    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    return sum(
-        (bins == i).mean() * abs(confidence[bins == i].mean() - correct[bins == i].mean()) for i in np.unique(bins)
-    )
-
-
-def disagreement(mouse, human, pairs, k: int = 25) -> np.ndarray:
-    """One minus the share of the majority label among the nearest context cells, log1p of normalised counts."""
-    left, right = shared_counts(mouse, human, pairs)
-    for source, shared in ((mouse, left), (human, right)):
-        factor = 1e4 / np.asarray(source.X.sum(1)).ravel()
-        shared.X = shared.X.multiply(factor[:, None]).tocsr().log1p()
-    index = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(left.X).kneighbors(right.X)[1]
-    labels = pd.get_dummies(mouse.obs["label"].astype(str)).to_numpy()
-    return 1 - labels[index].mean(1).max(1)
 
 
 def reference_ratio(mouse, human, pairs, seed: int, epochs: int) -> np.ndarray:
@@ -127,7 +107,10 @@ def run_seed(args: argparse.Namespace, seed: int) -> tuple[list[dict], dict]:
         "scSpecies, novelty": table["novelty"].to_numpy(),
         "  its likelihood ratio": table["log_likelihood_ratio"].to_numpy(),
         "  its data-level distance": model.neighbor_distance_,
-        "1 - neighbour agreement": disagreement(mouse, human, pairs),
+        "1 - neighbour agreement": tv.baselines.NeighborVote()
+        .fit(mouse, "label")
+        .predict(human, pairs)["novelty"]
+        .to_numpy(),
     }
     if not args.skip_scanvi:
         scvi.settings.seed = seed
@@ -146,15 +129,18 @@ def run_seed(args: argparse.Namespace, seed: int) -> tuple[list[dict], dict]:
         rows.append(row)
         print(f"seed {seed}  {method:34s} AUROC {row['AUROC']:.3f}", flush=True)
 
-    confidence, correct = table["confidence"].to_numpy(), table["label"].to_numpy().astype(str) == truth
     flagged = model.transfer_labels(unknown_threshold="auto")["label"].to_numpy() == "unknown"
+    quality = tv.metrics.label_scores(
+        truth, table.reset_index(drop=True), known=mouse.obs["label"].astype(str).unique()
+    )
+    quality = quality[quality["cell_type"].isna()].set_index(["metric", "cells"])["value"]
     calibration = {
         "seed": seed,
-        "accuracy": correct.mean(),
-        "confidence": confidence.mean(),
-        "ECE": calibration_error(confidence, correct),
-        "ECE, known": calibration_error(confidence[~unknown], correct[~unknown]),
-        "AUROC of right": roc_auc_score(correct, confidence),
+        "accuracy": quality["accuracy", "all"],
+        "confidence": table["confidence"].mean(),
+        "ECE": quality["calibration_error", "all"],
+        "ECE, known": quality["calibration_error", "shared"],
+        "AUROC of right": quality["confidence_auroc", "all"],
         "unknown flagged": flagged[unknown].mean(),
         "known flagged": flagged[~unknown].mean(),
     }

@@ -222,6 +222,103 @@ def test_no_matrix_or_layer():
         v.check_counts(adata, "counts")
 
 
+# values
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool"])
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+def test_finite(dtype, fmt, tmp_path):
+    values = -counts("float64") if "float" in dtype else counts()
+    adata = make(np.full((11, 6), np.nan))
+    adata.layers["z"] = fmt(values.astype(dtype))
+    v.check_finite(adata, "z")
+    v.check_finite(make(values.astype(dtype), fmt))
+    v.check_finite(backed(make(values.astype(dtype), fmt), tmp_path))
+
+
+@pytest.mark.parametrize("check", [v.check_finite, v.check_log_normalized])
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_not_finite(check, fmt, value, tmp_path):
+    message = r"human.X has missing or infinite values \(NaN or inf\). Remove or fill them first"
+    for adata in (with_value(value, fmt), backed(with_value(value, fmt), tmp_path)):
+        with pytest.raises(ValueError, match=message):
+            check(adata, name="human")
+    adata = make()
+    adata.layers["z"] = with_value(value, fmt).X
+    with pytest.raises(ValueError, match=r"adata.layers\['z'\] has missing or infinite values"):
+        check(adata, "z")
+
+
+@pytest.mark.parametrize("check", [v.check_finite, v.check_log_normalized])
+def test_finite_needs_a_matrix(check):
+    empty = ad.AnnData(obs=pd.DataFrame(index=["cell"]), var=pd.DataFrame(index=["gene"]))
+    with pytest.raises(ValueError, match="mouse.X is empty. Put the values there or name a layer that has them"):
+        check(empty, name="mouse")
+    with pytest.raises(KeyError, match="layer='z' is not in mouse.layers. Layers: none."):
+        check(make(), "z", "mouse")
+
+
+@pytest.mark.parametrize("check", [v.check_finite, v.check_log_normalized])
+def test_not_finite_in_a_later_block(check):
+    values = np.full((8200, 2), 0.5, dtype="float32")
+    values[-1, 1] = np.nan
+    with pytest.raises(ValueError, match="missing or infinite"):
+        check(make(values, sparse.csr_matrix))
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.log1p(counts()),
+        np.log1p(counts()) - 1,  # centred, as residuals are
+        -counts(),  # whole, but never counts
+        np.minimum(counts(), 1),  # may be anything
+        counts() * 0,
+    ],
+    ids=["log", "centred", "negative", "binary", "zero"],
+)
+def test_log_normalized(fmt, values, tmp_path):
+    adata = make()
+    adata.layers["log"] = fmt(values)
+    v.check_log_normalized(adata, "log")
+    for one in (make(values, fmt), backed(make(values, fmt), tmp_path)):
+        v.check_log_normalized(one)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32", "float64"])
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+def test_counts_are_not_log_normalized(dtype, fmt, tmp_path):
+    values = counts(dtype)
+    largest = int(values.max())
+    for adata in (make(values, fmt), backed(make(values, fmt), tmp_path)):
+        with pytest.raises(
+            ValueError,
+            match=rf"human.X must hold log-normalised values, but has whole numbers up to {largest}, which look like raw "
+            r"counts. Call sc.pp.normalize_total\(adata, target_sum=1e4\) and sc.pp.log1p\(adata\) first, or name a layer",
+        ):
+            v.check_log_normalized(adata, name="human")
+    adata = make(np.log1p(counts()))
+    adata.layers["counts"] = fmt(values)
+    with pytest.raises(ValueError, match=r"adata.layers\['counts'\] must hold log-normalised values"):
+        v.check_log_normalized(adata, "counts")
+
+
+def test_a_fraction_in_a_later_block_is_enough():
+    values = np.full((8200, 2), 3, dtype="float32")
+    with pytest.raises(ValueError, match="whole numbers up to 3"):
+        v.check_log_normalized(make(values))
+    values[-1, 1] = 0.5
+    v.check_log_normalized(make(values))
+
+
+def test_log_normalized_needs_cells_and_genes():
+    for adata, shape in ((make()[:0], "0 cells and 6 genes"), (make()[:, :0], "11 cells and 0 genes")):
+        with pytest.raises(ValueError, match=f"human is empty: it has {shape}"):
+            v.check_log_normalized(adata, name="human")
+
+
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
 def test_empty_cells(fmt):
     values = counts()

@@ -24,18 +24,23 @@ class GroupProfiles:
 
     def find(self, values: pd.DataFrame) -> np.ndarray:
         """Positions of rows of ``values`` (with the columns of ``keys``) among the groups; -1 where there is none."""
-        if not len(self.keys.columns):
-            return np.zeros(len(values), dtype=int)
-        return pd.MultiIndex.from_frame(self.keys).get_indexer(pd.MultiIndex.from_frame(values[self.keys.columns]))
+        return find_groups(self.keys, values)
 
 
-def group_codes(adata: AnnData, by: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:
+def find_groups(keys: pd.DataFrame, values: pd.DataFrame) -> np.ndarray:
+    """Positions of rows of ``values`` among those of ``keys``, by the columns of ``keys``; -1 where there is none."""
+    if not len(keys.columns):
+        return np.zeros(len(values), dtype=int)
+    return pd.MultiIndex.from_frame(keys).get_indexer(pd.MultiIndex.from_frame(values[keys.columns]))
+
+
+def group_codes(adata: AnnData, by: Sequence[str], name: str = "adata") -> tuple[pd.DataFrame, np.ndarray]:
     """The groups of cells that occur, a row each and as strings, and the group of every cell."""
     for key in by:
         check_obs_key(adata, key, "groupby")
         if (missing := adata.obs[key].isna()).any():
             raise ValueError(
-                f"adata.obs[{key!r}] is missing for {int(missing.sum())} cells: "
+                f"{name}.obs[{key!r}] is missing for {int(missing.sum())} cells: "
                 f"{examples(adata.obs_names[missing.to_numpy()])}. Fill it in or remove the cells."
             )
     if not by:
@@ -47,24 +52,34 @@ def group_codes(adata: AnnData, by: Sequence[str]) -> tuple[pd.DataFrame, np.nda
     return keys, codes
 
 
-def group_profiles(adata: AnnData, by: Sequence[str], layer: str | None = None) -> GroupProfiles:
-    """Means and variances (``ddof=1``) of groups of cells, block by block, from a backed file too."""
+def group_profiles(
+    adata: AnnData, by: Sequence[str], layer: str | None = None, cells: np.ndarray | None = None
+) -> GroupProfiles:
+    """Means and variances (``ddof=1``) of groups of cells, block by block, from a backed file too.
+
+    With ``cells``, their positions, only these are taken; groups stay, and one without any is 0.
+    """
     keys, codes = group_codes(adata, by)
-    n_cells = np.bincount(codes, minlength=len(keys))
+    taken = np.ones(adata.n_obs, dtype=bool) if cells is None else np.isin(np.arange(adata.n_obs), cells)
+    n_cells = np.bincount(codes[taken], minlength=len(keys))
     total, squares = np.zeros((2, len(keys), adata.n_vars))
     start = 0
     for block in iter_rows(adata, layer):
-        part = codes[start : start + block.shape[0]]
+        rows = slice(start, start + block.shape[0])
         start += block.shape[0]
-        member = sp.csr_matrix((np.ones(len(part)), (part, np.arange(len(part)))), shape=(len(keys), len(part)))
+        shape = (len(keys), block.shape[0])
+        member = sp.csr_matrix((taken[rows].astype(float), (codes[rows], np.arange(block.shape[0]))), shape=shape)
         block = block.astype(float)
-        total += _dense(member @ block)
-        squares += _dense(member @ (block.multiply(block) if sp.issparse(block) else block**2))
+        total += dense(member @ block)
+        squares += dense(member @ (block.multiply(block) if sp.issparse(block) else block**2))
     mean = total / np.maximum(n_cells, 1)[:, None]
-    # rounding can leave a tiny negative number where a gene is constant
-    variance = np.maximum(squares - n_cells[:, None] * mean**2, 0) / np.maximum(n_cells - 1, 1)[:, None]
+    deviations = squares - n_cells[:, None] * mean**2
+    # what is left of a constant gene is rounding
+    deviations[deviations <= 4 * np.finfo(float).eps * n_cells[:, None] * squares] = 0
+    variance = deviations / np.maximum(n_cells - 1, 1)[:, None]
     return GroupProfiles(keys, mean, variance, n_cells)
 
 
-def _dense(matrix) -> np.ndarray:
+def dense(matrix) -> np.ndarray:
+    """A matrix, sparse or not, as an array."""
     return matrix.toarray() if sp.issparse(matrix) else np.asarray(matrix)

@@ -62,7 +62,7 @@ def by_hand(first, second, metric, standard):
 
 
 @pytest.mark.parametrize("metric", ["pearson", "euclidean"])
-@pytest.mark.parametrize("standard", [True, False])
+@pytest.mark.parametrize("standard", [True, False, None])
 def test_reactomes_by_hand(data, metric, standard, monkeypatch):
     monkeypatch.setattr("transverse.baselines._gene_maps._ROWS", 7)
     before = {name: adata.copy() for name, adata in data.items()}

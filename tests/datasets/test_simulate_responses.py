@@ -13,7 +13,7 @@ TINY = {"n_perturbations": 4, "n_genes": 60, "n_cells_per_condition": 6, "n_cont
 
 def effects(adata):
     """Planted effects, contexts x perturbations x genes."""
-    table = adata.uns["true_effects"]
+    table = adata.varm["true_effects"].T
     return table.to_numpy().reshape(len(adata.uns["simulation"]["contexts"]), -1, table.shape[1])
 
 
@@ -88,7 +88,7 @@ def test_baseline_and_effects_make_the_expectation():
         np.testing.assert_allclose(control, adata.varm["true_baseline"][:, c], atol=1e-6)
         for name in adata.obs["perturbation"].cat.categories[1:]:
             change = expected(adata, name, context) - control
-            np.testing.assert_allclose(change, adata.uns["true_effects"].loc[f"{context}|{name}"], atol=2e-6)
+            np.testing.assert_allclose(change, adata.varm["true_effects"][f"{context}|{name}"], atol=2e-6)
 
 
 def test_responsive_genes():
@@ -202,7 +202,7 @@ def test_doses_are_monotone_up_to_the_true_effect():
     control = expected(adata, "control", "C2")
     for name in ("P01", "P02", "P03", "P04"):
         low, mid, high = (expected(adata, name, "C2", dose) - control for dose in (0.1, 1, 10))
-        full = adata.uns["true_effects"].loc[f"C2|{name}"].to_numpy()
+        full = adata.varm["true_effects"][f"C2|{name}"].to_numpy()
         np.testing.assert_allclose(high, full, atol=2e-6)
         changed = full != 0
         assert (np.abs(low[changed]) < np.abs(mid[changed])).all()
@@ -253,7 +253,7 @@ def test_mean_changes_follow_the_planted_effects():
         n_control_cells_per_context=800,
     )
     labels = adata.obs["cell_type"].astype(str) + "|" + adata.obs["perturbation"].astype(str)
-    for label, effect in adata.uns["true_effects"].iterrows():
+    for label, effect in adata.varm["true_effects"].items():
         treated, control = (adata.X[(labels == name).to_numpy()].mean(0).A1 for name in (label, label[:3] + "control"))
         assert correlation(treated - control, effect) > 0.9
         target = adata.layers["expected"][(labels == label).to_numpy()][0]
@@ -272,9 +272,9 @@ def test_missing_pairs():
             both = all((context, single) in pairs for single in name.split("+"))
             assert ((context, name) in pairs) == both
     # Truth is there for what is not measured too.
-    assert len(adata.uns["true_effects"]) == 4 * 7
+    assert adata.varm["true_effects"].shape[1] == 4 * 7
     full = simulate_responses(**TINY, n_doubles=3)
-    pd.testing.assert_frame_equal(full.uns["true_effects"], adata.uns["true_effects"])
+    pd.testing.assert_frame_equal(full.varm["true_effects"], adata.varm["true_effects"])
 
 
 def test_every_perturbation_keeps_a_context():
@@ -310,7 +310,7 @@ def test_seed():
     first, again, other = (simulate_responses(**TINY, n_doubles=1, doses=[1, 2], seed=seed) for seed in (3, 3, 4))
     assert (first.X != again.X).nnz == 0
     pd.testing.assert_frame_equal(first.obs, again.obs)
-    pd.testing.assert_frame_equal(first.uns["true_effects"], again.uns["true_effects"])
+    pd.testing.assert_frame_equal(first.varm["true_effects"], again.varm["true_effects"])
     np.testing.assert_array_equal(first.layers["expected"], again.layers["expected"])
     assert first.X.shape != other.X.shape or (first.X != other.X).nnz > 0
 

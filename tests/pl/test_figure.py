@@ -52,7 +52,7 @@ def case(request):
 
 
 def test_all_are_exported():
-    assert set(tv.pl.__all__) == {*CASES, "species_umap"}
+    assert set(tv.pl.__all__) == {*CASES, "species_umap", "benchmark"}
 
 
 def test_axes_are_returned_and_the_input_is_left_alone(case):

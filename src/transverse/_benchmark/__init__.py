@@ -135,4 +135,8 @@ def benchmark(
         raise
     estimate = FirstOfDraws(level) if task == "labels" else MeanOfUnits(level, n_resamples)
     table = summary_table(scores, over, estimate, by)
+    if task == "labels":
+        # units are draws of the cells; what counts is how many cells were scored
+        n_cells = scores[scores["draw"] == 0].groupby(["method", *by], dropna=False)["n"].first().rename("n")
+        table = table.drop(columns="n").merge(n_cells.reset_index(), on=["method", *by], how="left")
     return (table, scores) if return_scores else table

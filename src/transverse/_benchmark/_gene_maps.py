@@ -61,22 +61,15 @@ def gene_map_table(
     tables = []
     for method in methods:
         for seed in seeds:
-            model = fitted(
-                method, data if isinstance(data, AnnData) else _Copied(data), seed, {**setup, "layer": layer}
-            )
+            model = fitted(method, data, seed, {**setup, "layer": layer})
             gene_map = model.map_genes(source, target, n_top=n_top)
+            if method.optional and gene_map.empty:
+                continue  # no symbol in common
             about = {"method": method.name, "kind": method.kind, "seed": seed}
             tables.append(per_gene(gene_map, truth, n_candidates, **about))
     chance = tables[0].assign(value=tables[0]["chance"], method="chance", kind="baseline")
     tables += [chance, *_halves(data, source, target, setup, normalize, layer, n_top, seeds[0], per_gene)]
     return pd.concat(tables, ignore_index=True), ["gene"]
-
-
-class _Copied(dict):
-    """Data by species, copied as AnnData is."""
-
-    def copy(self) -> _Copied:
-        return _Copied({name: adata.copy() for name, adata in self.items()})
 
 
 def _baselines(normalize: str, symbol_key: str | None, drug_key: str | None) -> dict:
@@ -85,7 +78,7 @@ def _baselines(normalize: str, symbol_key: str | None, drug_key: str | None) -> 
     )
     what = "reactomes" if drug_key is not None else "organ profiles"
     return {
-        "same symbol": baselines.SameSymbol(symbol_key),
+        "same symbol": lambda: baselines.SameSymbol(symbol_key),
         f"correlation of {what}": correlation,
         f"distance of {what}": distance,
     }

@@ -25,6 +25,9 @@ BASELINES = {
     "nearest centroid": baselines.CentroidLabels,
 }
 
+# of a type, for a classifier of the target's own labels
+FEWEST_CELLS = 10
+
 
 def label_table(
     data: Mapping[str, AnnData] | Sequence[AnnData],
@@ -89,8 +92,7 @@ def label_table(
             predicted = predicted[has_truth]
             about = {"method": method.name, "kind": method.kind, "seed": seed}
             tables += _scores(truth, predicted, draws, known, unknown, **about)
-    scores = pd.concat(tables, ignore_index=True)
-    return scores.assign(split="target"), ["draw"]
+    return pd.concat(tables, ignore_index=True).assign(split="target"), ["draw"]
 
 
 def _pair(data) -> tuple[AnnData, AnnData]:
@@ -140,8 +142,8 @@ def _own_labels(target: AnnData, truth: pd.Series, layer: str | None) -> np.ndar
     """Labels by a classifier that is trained on the target's own, in three folds; None where types are too small."""
     labels = truth.to_numpy(dtype=object)
     names, counts = np.unique(labels.astype(str), return_counts=True)
-    enough = np.isin(labels.astype(str), names[counts >= 3])
-    if len(names[counts >= 3]) < 2:
+    enough = np.isin(labels.astype(str), names[counts >= FEWEST_CELLS])
+    if len(np.unique(labels[enough].astype(str))) < 2:
         return None
     expression = AnnData(target.X if layer is None else target.layers[layer], obs=target.obs[[]]).copy()
     sc.pp.normalize_total(expression, target_sum=1e4)

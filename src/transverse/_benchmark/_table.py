@@ -8,21 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from transverse.metrics._direction import direction
 from transverse.metrics._summary import interval
 
-# whether more or less of a score is better; scores without a direction are not compared
-HIGHER = frozenset(
-    "r2 explained_variance pearson spearman deg_overlap deg_direction discrimination accuracy balanced_accuracy macro_f1 "
-    "ARI AMI recall confidence_auroc unknown_auroc unknown_recall mrr".split()
-)
-LOWER = frozenset("rmse energy_distance energy_distance_left calibration_error false_unknown_rate".split())
-
 Estimate = Callable[[np.ndarray], tuple[float, float, float]]
-
-
-def direction(metric: str) -> int:
-    """1 if more is better, -1 if less is, 0 if neither."""
-    return 1 if metric in HIGHER or metric.startswith("recall@") else -1 if metric in LOWER else 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +74,8 @@ def summary_table(scores: pd.DataFrame, over: Sequence[str], estimate: Estimate,
             row |= {"median": np.nanmedian(values), "sd": _sd(values)} if np.isfinite(values).any() else {}
             row |= {"sd_seeds": seeds.get(name, np.nan), "n": int(np.isfinite(values).sum()), **ceilings}
             if best is not None and kinds[name] != "ceiling":
-                difference = direction(labels["metric"]) * (wide[name] - wide[best]).to_numpy(dtype=float)
+                # adding nought spares the reader a nought with a minus
+                difference = direction(labels["metric"]) * (wide[name] - wide[best]).to_numpy(dtype=float) + 0.0
                 gain = estimate(difference)
                 row |= dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True), best_baseline=best)
             rows.append(row)

@@ -25,7 +25,7 @@ class _FromSingles(ResponseBaseline):
             raise ValueError(f"{name!r} is not a combination: {type(self).__name__} combines singles.")
         shifts, used = [], set()
         for single in singles:
-            where = self._measured(single, [context]) or self._elsewhere(single, context, sources)
+            where = self._measured(single, [context]) or self._elsewhere(single, sources)
             shifts.append(np.mean([self._shifts[single, c] for c in where], axis=0))
             used.update(where)
         return self._combine(np.array(shifts)), sorted(used)

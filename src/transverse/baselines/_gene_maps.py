@@ -41,7 +41,8 @@ class ReactomeCorrelation:
         high and low level apart.
     standardize
         Bring each entry to mean 0 and variance 1 over the genes of a species, so that no organ or drug outweighs the others
-        and the scale of a species does not matter.
+        and the scale of a species does not matter. None does so where there are no drugs: entries of a reactome are
+        differences already, on which it was a little worse.
     normalize
         ``"total"`` for raw counts, or ``"given"`` to take the matrix as it is, for expression that is logarithmic already.
     target_sum
@@ -63,7 +64,7 @@ class ReactomeCorrelation:
     def __init__(
         self,
         metric: Metric = "pearson",
-        standardize: bool = True,
+        standardize: bool | None = None,
         *,
         normalize: Normalize = "total",
         target_sum: float = 1e6,
@@ -224,7 +225,8 @@ class ReactomeCorrelation:
                 f"{needed}. {source!r} has: {examples(tables[0])}; {target!r}: {examples(tables[1])}."
             )
         profiles = [table[common].to_numpy() for table in tables]
-        if self.standardize:
+        standardize = tables[0].columns.nlevels == 1 if self.standardize is None else self.standardize
+        if standardize:
             profiles = [_standardize(values, axis=0, of_constant=1.0) for values in profiles]
         if self.metric == "pearson":
             profiles = [_standardize(values, axis=1, of_constant=np.nan) for values in profiles]

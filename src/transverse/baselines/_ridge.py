@@ -60,46 +60,85 @@ class PCRidge(ResponseBaseline):
             self.embedding == "auto" and bool(self._measured(name, sources))
         )
         if by_responses:
-            self._elsewhere(name, context, sources)
+            self._elsewhere(name, sources)
         else:
             self._check_genes(name)
         # never the condition itself, should it be in the training
-        known = [pair for pair in self._shifts if pair != (name, context) and pair[1] in {context, *sources}]
-        if len(known) < 2:
+        excluded = (name, context) if (name, context) in self._shifts else None
+        key = (context, tuple(sources), by_responses, excluded)
+        if key in self._cache:
+            basis, ridge, mean, used = self._cache[key]
+        else:
+            basis = self._basis(frozenset({context, *sources}), excluded)
+            ridge, mean, used = self._train(context, sources, by_responses, excluded, basis)
+            if excluded is None:
+                self._cache[key] = basis, ridge, mean, used
+        embedding = self._embed((name, context), sources, by_responses, basis)
+        # of a single component scikit-learn drops the axis
+        scores = ridge.predict(embedding[None]).reshape(-1)
+        return mean + scores @ basis[0], used
+
+    def _basis(self, contexts: frozenset[str], excluded: tuple[str, str] | None) -> tuple[np.ndarray, np.ndarray]:
+        """Principal directions of the responses, K x genes, and scores of the genes, genes x K."""
+        if (contexts, excluded) in self._cache:
+            return self._cache[contexts, excluded]
+        responses = np.array(
+            [shift for pair, shift in self._shifts.items() if pair[1] in contexts and pair != excluded]
+        )
+        if len(responses) < 2:
             raise ValueError(f"{type(self).__name__} needs at least two measured conditions beside the predicted one.")
-        responses = np.array([self._shifts[pair] for pair in known])
         _, singular, directions = np.linalg.svd(responses - responses.mean(axis=0), full_matrices=False)
-        directions = directions[: self.n_components]
-        scores = (directions * singular[: self.n_components, None]).T  # genes x K
+        directions = directions[: self.n_components].copy()  # all of them would stay in memory
+        basis = directions, (directions * singular[: self.n_components, None]).T
+        if excluded is None:
+            self._cache[contexts, None] = basis
+        return basis
 
-        def embed(pair: tuple[str, str]) -> np.ndarray | None:
-            if not by_responses:
-                genes = self.var_names.get_indexer(parts(pair[0], self.delimiter))
-                return scores[genes].sum(axis=0) if (genes >= 0).all() else None
-            others = self._measured(pair[0], [c for c in sources if c != pair[1]])
-            return directions @ np.mean([self._shifts[pair[0], c] for c in others], axis=0) if others else None
+    def _embed(
+        self, pair: tuple[str, str], sources: Sequence[str], by_responses: bool, basis: tuple[np.ndarray, np.ndarray]
+    ) -> np.ndarray | None:
+        """What stands for a perturbation in a context, (K,); None if there is nothing."""
+        directions, scores = basis
+        if not by_responses:
+            genes = self.var_names.get_indexer(parts(pair[0], self.delimiter))
+            return scores[genes].sum(axis=0) if (genes >= 0).all() else None
+        others = self._measured(pair[0], [c for c in sources if c != pair[1]])
+        return directions @ np.mean([self._shifts[pair[0], c] for c in others], axis=0) if others else None
 
-        embedded = [(pair, vector) for pair in known if (vector := embed(pair)) is not None]
-        own = [(pair, vector) for pair, vector in embedded if pair[1] == context]
-        training = own if len(own) > 1 else [(pair, vector) for pair, vector in embedded if pair[1] != context]
+    def _train(
+        self,
+        context: str,
+        sources: Sequence[str],
+        by_responses: bool,
+        excluded: tuple[str, str] | None,
+        basis: tuple[np.ndarray, np.ndarray],
+    ) -> tuple[Ridge, np.ndarray, list[str]]:
+        """The regression, the part of the mean response outside the components (genes,), and the contexts of the training."""
+        own, elsewhere = [], []
+        for pair in self._shifts:
+            if pair == excluded or pair[1] not in {context, *sources}:
+                continue
+            if (vector := self._embed(pair, sources, by_responses, basis)) is not None:
+                (own if pair[1] == context else elsewhere).append((pair, vector))
+        training = own if len(own) > 1 else elsewhere
         if len(training) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least two training perturbations that it can embed, in {context!r} or in "
-                f"the other contexts, but has {len(training)}."
+                f"the other contexts, but has {max(len(own), len(elsewhere))}."
             )
         shifts = np.array([self._shifts[pair] for pair, _ in training])
-        ridge = Ridge(alpha=self.alpha).fit(np.array([vector for _, vector in training]), shifts @ directions.T)
-        # the part of the mean outside the components is kept
+        vectors = np.array([vector for _, vector in training])
+        directions = basis[0]
+        ridge = Ridge(alpha=self.alpha, solver="svd").fit(vectors, shifts @ directions.T)
         mean = shifts.mean(axis=0)
-        mean = mean - directions.T @ (directions @ mean)
-        shift = mean + directions.T @ ridge.predict(embed((name, context))[None])[0]
-        return shift, sorted({pair[1] for pair, _ in training})
+        return ridge, mean - (mean @ directions.T) @ directions, sorted({pair[1] for pair, _ in training})
 
     def _check_genes(self, name: str) -> None:
         if missing := [gene for gene in parts(name, self.delimiter) if gene not in self.var_names]:
-            raise ValueError(f"{name!r} has no embedding: {examples(missing)} is not the name of a measured gene.")
+            elsewhere = "was not measured in another context, and " if self.embedding == "auto" else ""
+            raise ValueError(f"{name!r} has no embedding: it {elsewhere}names no measured gene ({examples(missing)}).")
 
-    def _check_perturbation(self, name: str, known: set[str]) -> None:
+    def _check_perturbation(self, name: str) -> None:
         """An unknown name may be that of a gene."""
         if self.embedding == "responses" or any(gene not in self.var_names for gene in parts(name, self.delimiter)):
-            super()._check_perturbation(name, known)
+            super()._check_perturbation(name)

@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from transverse._validation import examples
+
 from ._response import ResponseBaseline
 
 
@@ -19,7 +21,7 @@ class NoChange(ResponseBaseline):
     def _shift(self, name: str, context: str, sources: Sequence[str]) -> tuple[np.ndarray, Iterable[str]]:
         return np.zeros(len(self.var_names)), []
 
-    def _check_perturbation(self, name: str, known: set[str]) -> None:
+    def _check_perturbation(self, name: str) -> None:
         """Any perturbation will do."""
 
 
@@ -36,10 +38,13 @@ class MeanPerturbation(ResponseBaseline):
             return np.mean(shifts, axis=0), [context]
         found = [(c, shift) for (_, c), shift in self._shifts.items() if c in sources]
         if not found:
-            raise ValueError(f"No other perturbation was measured in {context!r}, and none in other contexts.")
+            raise ValueError(
+                f"No other perturbation was measured in context={context!r}, and none in the contexts to carry from "
+                f"({examples(sources)})."
+            )
         return np.mean([shift for _, shift in found], axis=0), sorted({c for c, _ in found})
 
-    def _check_perturbation(self, name: str, known: set[str]) -> None:
+    def _check_perturbation(self, name: str) -> None:
         """Any perturbation will do."""
 
 
@@ -70,12 +75,13 @@ class MeanShift(ResponseBaseline):
         self.weights, self.bandwidth = weights, bandwidth
 
     def _shift(self, name: str, context: str, sources: Sequence[str]) -> tuple[np.ndarray, Iterable[str]]:
-        sources = self._elsewhere(name, context, sources)
+        sources = self._elsewhere(name, sources)
         weights = None
         if self.weights == "similarity":
             distances = self._distances(context, sources)
             nearest = distances.min()
-            weights = np.exp(-distances / (self.bandwidth * nearest)) if nearest > 0 else 1.0 * (distances == 0)
+            # relative to the nearest, whose weight cannot vanish then
+            weights = np.exp((nearest - distances) / (self.bandwidth * nearest)) if nearest > 0 else distances == 0
         return np.average([self._shifts[name, c] for c in sources], axis=0, weights=weights), sources
 
 
@@ -86,6 +92,6 @@ class NearestContext(ResponseBaseline):
     """
 
     def _shift(self, name: str, context: str, sources: Sequence[str]) -> tuple[np.ndarray, Iterable[str]]:
-        sources = self._elsewhere(name, context, sources)
+        sources = self._elsewhere(name, sources)
         nearest = sources[int(self._distances(context, sources).argmin())]
         return self._shifts[name, nearest], [nearest]

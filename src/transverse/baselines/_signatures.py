@@ -50,7 +50,9 @@ class SignatureBaseline(ABC):
         KeyError
             If a column or the layer does not exist.
         ValueError
-            If there are no signatures, values are missing or infinite, or gene names repeat.
+            If there are no signatures, values or columns are missing or infinite, or gene names repeat.
+        TypeError
+            If ``adata`` is not an AnnData.
         """
         if not isinstance(adata, AnnData):
             raise TypeError(f"adata must be an AnnData, but got {type(adata).__name__}.")
@@ -74,14 +76,15 @@ class SignatureBaseline(ABC):
         Parameters
         ----------
         adata
-            Signatures to predict from, of one or more cell types. Those of the target itself are refused.
+            Signatures to predict from, of one or more cell types, in the layer that :meth:`fit` was given, if any. Those of
+            the target itself are refused.
         target
-            Cell type to predict.
+            Cell type to predict. It may be one that is not in the training.
 
         Returns
         -------
         AnnData with a row for each perturbation in ``adata``, in sorted order: ``X`` on the scale of the input; ``obs`` with the
-        perturbation, the target as the cell type, and ``n_sources``, the number of cell types that it was predicted from.
+        perturbation, the target as the cell type, and ``n_sources``, the number of cell types in which ``adata`` has it.
 
         Raises
         ------
@@ -89,18 +92,21 @@ class SignatureBaseline(ABC):
             If genes are missing, ``adata`` is empty or has the target's signatures, the baseline has not been fitted, or has
             nothing to learn the target from.
         KeyError
-            If a column or the target is unknown.
+            If a column or the layer does not exist.
         """
         if not hasattr(self, "_signatures"):
             raise ValueError(f"{type(self).__name__} has not been fitted. Call fit(adata) first.")
+        if not isinstance(adata, AnnData):
+            raise TypeError(f"adata must be an AnnData, but got {type(adata).__name__}.")
+        target = str(target)
         check_obs_key(adata, self.perturbation_key, "perturbation_key")
         check_obs_key(adata, self.cell_type_key, "cell_type_key")
         if adata.n_obs == 0:
             raise ValueError("adata has no signatures.")
-        adata = align_genes(adata, self.var_names)
-        check_finite(adata, self.layer, "adata")
         if (adata.obs[self.cell_type_key].astype(str) == target).any():
             raise ValueError(f"adata has signatures of target={target!r}: the baseline would be shown the answer.")
+        adata = align_genes(adata, self.var_names)
+        check_finite(adata, self.layer, "adata")
         profiles = group_profiles(adata, [self.perturbation_key, self.cell_type_key], self.layer)
         rows, names, n_sources = [], [], []
         for name, group in profiles.keys.groupby(self.perturbation_key, sort=True):
@@ -109,9 +115,11 @@ class SignatureBaseline(ABC):
             names.append(name)
             n_sources.append(len(sources))
         obs = pd.DataFrame({self.perturbation_key: names, self.cell_type_key: target, "n_sources": n_sources})
-        obs = obs.astype({self.perturbation_key: "category", self.cell_type_key: "category"})
+        # text as objects, which every version of anndata can write
+        keys = [self.perturbation_key, self.cell_type_key]
+        obs[keys] = obs[keys].astype(object).astype("category")
         obs.index = pd.Index([f"{name}|{target}" for name in names], dtype=object)
-        pred = AnnData(np.array(rows, dtype=np.float32), obs=obs, var=pd.DataFrame(index=self.var_names.copy()))
+        pred = AnnData(np.array(rows, dtype=np.float32), obs=obs, var=pd.DataFrame(index=self.var_names.astype(object)))
         pred.uns["prediction"] = {"method": type(self).__name__, "target": target, "scale": "that of the input"}
         return pred
 
@@ -121,14 +129,17 @@ class SignatureBaseline(ABC):
 
     def _agreement(self, source: str, target: str, name: str) -> float:
         """Mean correlation of two cell types' training signatures of other perturbations; 0 with none in common."""
-        pairs = [
-            (signature, self._signatures[other, target])
-            for (other, c), signature in self._signatures.items()
-            if c == source and other != name and (other, target) in self._signatures
-        ]
-        if not pairs:
-            return 0.0
-        return float(np.nanmean(correlation(*(np.array(side) for side in zip(*pairs, strict=True)))))
+        key = ("agreement", source, target)
+        if key not in self._cache:
+            common = [other for other, c in self._signatures if c == source and (other, target) in self._signatures]
+            pairs = [np.array([self._signatures[other, c] for other in common]) for c in (source, target)]
+            # a constant signature agrees with nothing
+            values = np.nan_to_num(correlation(*pairs)) if common else np.empty(0)
+            self._cache[key] = {other: i for i, other in enumerate(common)}, values
+        rows, values = self._cache[key]
+        if name in rows:
+            values = np.delete(values, rows[name])
+        return float(values.mean()) if len(values) else 0.0
 
 
 class CopySource(SignatureBaseline):
@@ -183,21 +194,34 @@ class MeanOfSources(SignatureBaseline):
 class MeanSignature(SignatureBaseline):
     """The mean of the target's training signatures of other perturbations, whichever is asked for.
 
-    Where the target has none, the mean of all training signatures.
+    Where the target has none, the mean of all training signatures of other cell types.
     """
 
     def _predict(self, name: str, sources: dict[str, np.ndarray], target: str) -> np.ndarray:
-        own = [signature for (other, c), signature in self._signatures.items() if c == target and other != name]
-        return np.mean(own or list(self._signatures.values()), axis=0)
+        names, own = self._of_target(target)
+        rest = own[names != name] if (name, target) in self._signatures else own
+        if len(rest):
+            return rest.mean(axis=0)
+        found = [signature for (_, c), signature in self._signatures.items() if c != target]
+        if not found:
+            raise ValueError(f"The training has no signature beside that of {name!r} in target={target!r}.")
+        return np.mean(found, axis=0)
+
+    def _of_target(self, target: str) -> tuple[np.ndarray, np.ndarray]:
+        if target not in self._cache:
+            names = [name for name, c in self._signatures if c == target]
+            self._cache[target] = np.array(names), np.array([self._signatures[name, target] for name in names])
+        return self._cache[target]
 
 
 class RidgeSignature(SignatureBaseline):
-    r"""Ridge regression from the mean of the sources to the target, on principal components.
+    r"""Ridge regression from the mean of the sources to the target.
 
-    With scores :math:`s` of a perturbation's mean signature over the source cell types and :math:`t` of that in the target, on the
-    first :math:`K` components of all training signatures, :math:`\hat t = A s + b` minimises
-    :math:`\sum \lVert t - A s - b \rVert^2 + \alpha \lVert A \rVert^2` over the training perturbations that were measured in both.
-    With fewer than two of those for the target, it is trained on all cell types, each predicted from the others.
+    With scores :math:`s` of a perturbation's mean signature over the source cell types, on the first :math:`K` principal components
+    of the training signatures of all cell types but the target, and its signature :math:`y` in the target,
+    :math:`\hat y = A s + b` minimises :math:`\sum \lVert y - A s - b \rVert^2 + \alpha \lVert A \rVert^2` over the training
+    perturbations that were measured in both. With fewer than two of those, it is trained on the other cell types, each
+    predicted from the rest. A perturbation whose signature in the target is in the training is left out of its own prediction.
 
     Parameters
     ----------
@@ -214,43 +238,57 @@ class RidgeSignature(SignatureBaseline):
             raise ValueError(f"alpha={alpha!r} must be positive.")
         self.n_components, self.alpha = n_components, alpha
 
-    def _pairs(self, target: str, sources: Sequence[str], name: str | None) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Mean over the sources, and signature in the target, of training perturbations other than ``name``."""
+    def _predict(self, name: str, sources: dict[str, np.ndarray], target: str) -> np.ndarray:
+        seen, used = name if (name, target) in self._signatures else None, tuple(sources)
+        names, x, y = self._training(target, used)
+        if (names != seen).sum() < 2:
+            seen = used = None
+            names, x, y = self._training(target, used)
+        if len(names) < 2:
+            raise ValueError(
+                "Fewer than two training signatures have their perturbation in another cell type: nothing to learn "
+                f"target={target!r} from."
+            )
+        key = ("ridge", target, used)
+        ridge = self._cache.get(key) if seen is None else None
+        if ridge is None:
+            keep = names != seen
+            x, y = x[keep], y[keep]
+            length = ((x - x.mean(axis=0)) ** 2).sum() / x.shape[1]
+            ridge = Ridge(alpha=self.alpha * (length or 1.0), solver="svd").fit(x, y)
+            if seen is None:
+                self._cache[key] = ridge
+        scores = self._components(target).transform(np.mean(list(sources.values()), axis=0)[None])
+        return ridge.predict(scores).ravel()
+
+    def _training(self, target: str, sources: tuple[str, ...] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Names, scores of the mean over the sources, and signatures in the target; without sources, of all others."""
+        key = ("training", target, sources)
+        if key not in self._cache:
+            others = tuple(c for c in self._cell_types if c != target)
+            pairs = [(target, sources)] if sources is not None else [(other, others) for other in others]
+            rows = [row for one, from_ in pairs for row in self._pairs(one, from_)]
+            names, x, y = zip(*rows, strict=True) if rows else ((), (), ())
+            x = np.array(x).reshape(-1, len(self.var_names))
+            x = self._components(target).transform(x) if len(x) else x
+            self._cache[key] = np.array(names, dtype=object), x, np.array(y)
+        return self._cache[key]
+
+    def _pairs(self, target: str, sources: Sequence[str]) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        """Of training perturbations in the target and a source: name, mean over the sources, signature in the target."""
         pairs = []
-        for (other, cell_type), signature in self._signatures.items():
-            if cell_type == target and other != name:
-                found = [self._signatures[other, s] for s in sources if s != target and (other, s) in self._signatures]
+        for (name, cell_type), signature in self._signatures.items():
+            if cell_type == target:
+                found = [self._signatures[name, s] for s in sources if s != target and (name, s) in self._signatures]
                 if found:
-                    pairs.append((np.mean(found, axis=0), signature))
+                    pairs.append((name, np.mean(found, axis=0), signature))
         return pairs
 
-    def _training(self, target: str, sources: Sequence[str], name: str | None) -> list[tuple[np.ndarray, np.ndarray]]:
-        own = self._pairs(target, sources, name)
-        if len(own) > 1:
-            return own
-        return [pair for t in self._cell_types if t != target for pair in self._pairs(t, self._cell_types, None)]
-
-    def _predict(self, name: str, sources: dict[str, np.ndarray], target: str) -> np.ndarray:
-        # its own signature in the target is never learnt from, should it be in the training
-        excluded = name if (name, target) in self._signatures else None
-        key = (target, tuple(sources), excluded)
-        pca = self._components()
+    def _components(self, target: str) -> PCA:
+        """Components of the training signatures of all other cell types: the target's might hold the answer."""
+        key = ("components", target)
         if key not in self._cache:
-            pairs = self._training(target, tuple(sources), excluded)
-            if len(pairs) < 2:
-                raise ValueError(
-                    "Fewer than two training signatures have their perturbation in another cell type: nothing to learn "
-                    f"target={target!r} from."
-                )
-            x, y = (pca.transform(np.array(side)) for side in zip(*pairs, strict=True))
-            length = ((x - x.mean(axis=0)) ** 2).sum() / x.shape[1]
-            self._cache[key] = Ridge(alpha=self.alpha * (length or 1.0)).fit(x, y)
-        scores = self._cache[key].predict(pca.transform(np.mean(list(sources.values()), axis=0)[None]))
-        return pca.inverse_transform(scores)[0]
-
-    def _components(self) -> PCA:
-        if "pca" not in self._cache:
-            signatures = np.array(list(self._signatures.values()))
+            signatures = np.array([signature for (_, c), signature in self._signatures.items() if c != target])
             n = min(self.n_components, *signatures.shape)
-            self._cache["pca"] = PCA(n, svd_solver="full").fit(signatures)
-        return self._cache["pca"]
+            self._cache[key] = PCA(n, svd_solver="full").fit(signatures)
+        return self._cache[key]

@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from ._counts import negative_binomial
 from ._response_effects import (
     SCALE,
     baselines,
@@ -20,7 +21,6 @@ from ._response_effects import (
     with_doubles,
 )
 from ._screen import numbered
-from ._simulate_species import _negative_binomial
 
 
 def simulate_responses(
@@ -144,8 +144,8 @@ def simulate_responses(
       controls), ``library_size`` (expected counts)
     - ``var``: ``is_responsive`` (changes in any context under any perturbation), ``inverse_dispersion``
     - ``varm["true_baseline"]``: genes x contexts, :math:`b`
-    - ``uns["true_effects"]``: :math:`e` at the largest dose, table with rows such as ``"C1|P01"`` and
-      ``"C1|P01+P02"`` and a column a gene; of all pairs, also of those that are not measured
+    - ``varm["true_effects"]``: :math:`e` at the largest dose, table of genes with columns such as ``"C1|P01"`` and
+      ``"C1|P01+P02"``; of all pairs, also of those that are not measured
     - ``uns["true_half_doses"]`` (only with ``doses``): :math:`k_p`, table with a row a single
     - ``uns["simulation"]``: all parameters (no ``doses``: an empty array), and ``contexts``, the ``context_groups``
       that they belong to, and ``perturbations``
@@ -173,7 +173,7 @@ def simulate_responses(
     (460, 100)
     >>> adata.obs["perturbation"].cat.categories.tolist()
     ['control', 'P01', 'P02', 'P03', 'P01+P03']
-    >>> adata.uns["true_effects"].loc["C1|P01"].shape
+    >>> adata.varm["true_effects"]["C1|P01"].shape
     (100,)
     """
     params = check_parameters(dict(locals()))
@@ -212,7 +212,7 @@ def simulate_responses(
     rate = (np.expm1(profiles)[:, None] * np.exp(replicate_effect)).reshape(-1, n_genes)
     rate /= rate.sum(1, keepdims=True)
     # A gamma of infinite shape is undefined; this one is 1 to the last digit that matters.
-    counts = _negative_binomial(rngs["counts"], rate, row * n_replicates + replicate, library, np.minimum(theta, 1e12))
+    counts = negative_binomial(rngs["counts"], rate, row * n_replicates + replicate, library, np.minimum(theta, 1e12))
 
     contexts, singles = numbered("C", n_contexts, 1), numbered("P", n_perturbations, 2)
     perturbations = singles + [f"{singles[i]}+{singles[j]}" for i, j in pairs]
@@ -234,10 +234,10 @@ def simulate_responses(
     adata = AnnData(_log_normalise(counts), obs=obs, var=var, varm={"true_baseline": baseline.T.copy()})
     adata.layers["counts"] = counts
     adata.layers["expected"] = profiles.astype(np.float32)[row]
-    adata.uns["true_effects"] = pd.DataFrame(
-        true_effects.reshape(-1, n_genes),
-        index=pd.Index([f"{c}|{p}" for c in contexts for p in perturbations], dtype=object),
-        columns=var.index,
+    adata.varm["true_effects"] = pd.DataFrame(
+        true_effects.reshape(-1, n_genes).T,
+        index=var.index,
+        columns=pd.Index([f"{c}|{p}" for c in contexts for p in perturbations], dtype=object),
     )
     if doses is not None:
         adata.obs["dose"] = cells["dose"].to_numpy()

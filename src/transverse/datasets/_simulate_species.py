@@ -8,12 +8,11 @@ from copy import deepcopy
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 
+from ._counts import negative_binomial
 from ._species_genes import Genes, context_pool, diverge
 from ._species_parameters import cell_types, check_species, present_types, resolve_parameters
 
-_CHUNK = 2000
 _SCALE = 1e4
 
 
@@ -226,7 +225,7 @@ def _sample_cells(rng, params: dict, types: pd.DataFrame, genes: Genes, name: st
     # Expected shares of a cell's counts, a row per (type, batch).
     log_rate = (log_mean[:, :, None] + batch_effect[:, None, :]).reshape(len(genes.names), -1)
     rate = np.exp(log_rate - _logsumexp(log_rate)).T
-    counts = _negative_binomial(rng, rate, type_code * n_batches + batch_code, library, inverse_dispersion)
+    counts = negative_binomial(rng, rate, type_code * n_batches + batch_code, library, inverse_dispersion)
 
     batches = [f"{name}_batch_{i + 1}" for i in range(n_batches)]
     labels, pairs = here["name"].to_numpy(dtype=object), here["pair"].to_numpy(dtype=object)
@@ -256,19 +255,6 @@ def _sample_cells(rng, params: dict, types: pd.DataFrame, genes: Genes, name: st
 
 def _logsumexp(values: np.ndarray) -> np.ndarray:
     return np.logaddexp.reduce(values, axis=0)
-
-
-def _negative_binomial(rng, rate, row, library, inverse_dispersion) -> sparse.csr_matrix:
-    """Gamma-Poisson counts in chunks of cells, so that no dense cells x genes matrix is held."""
-    chunks = []
-    for start in range(0, len(row), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        mean = rate[row[part]]
-        mean *= library[part, None]
-        mean *= rng.standard_gamma(inverse_dispersion, mean.shape)
-        mean /= inverse_dispersion
-        chunks.append(sparse.csr_matrix(rng.poisson(mean).astype(np.float32)))
-    return sparse.vstack(chunks, format="csr")
 
 
 def _write_orthology(

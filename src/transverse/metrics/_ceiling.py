@@ -4,12 +4,12 @@ from numbers import Integral
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
-from transverse._groups import group_codes
+from transverse._groups import group_profiles
+from transverse._validation import examples
 
-from ._conditions import START, Cells, _as_anndata, halve
-from ._response import response_scores
+from ._conditions import Cells, Conditions, checked, halve, select_groups
+from ._response import score_conditions
 
 
 def noise_ceiling(
@@ -63,37 +63,21 @@ def noise_ceiling(
         raise ValueError(f"n_splits={n_splits!r} must be a whole number of at least 1.")
     if control is None:
         raise ValueError("control is needed: without it, cells of any condition resemble each other.")
-    keys = [key for key in (perturbation_key, context_key) if key is not None]
-    if not isinstance(truth, AnnData):
-        wrapped = _as_anndata({"truth": truth, "control": control})
-        truth, control = wrapped["truth"], wrapped["control"]
-        for adata in (truth, control):
-            adata.obs = adata.obs.assign(condition="")
-        # the column holds nothing, and is taken out again
-        perturbation_key, context_key, keys = "condition", None, ["condition"]
-    context_by = [context_key] if context_key is not None else []
-    for adata, by in ((truth, keys), (control, context_by)):
-        group_codes(adata, by)
+    if unknown := set(kwargs) - {"n_top", "top_genes", "clip"}:
+        raise TypeError(f"noise_ceiling passes on n_top, top_genes and clip, but got {examples(sorted(unknown))}.")
+    given, by, context_by = checked({"truth": truth, "control": control}, perturbation_key, context_key, layer)
     rng = np.random.default_rng(seed)
     tables = []
     for _ in range(n_splits):
-        first, second = halve(truth, keys, rng, "truth")
-        control_first, control_second = halve(control, context_by, rng, "control")
-        pred = truth[first]
-        pred = AnnData(pred.X if layer is None else pred.layers[layer], obs=pred.obs, var=pred.var)
-        pred.layers.pop(START, None)
-        tables.append(
-            response_scores(
-                truth[second],
-                pred,
-                control[control_second],
-                pred_control=control[control_first],
-                perturbation_key=perturbation_key,
-                context_key=context_key,
-                layer=layer,
-                **kwargs,
-            )
-        )
+        # the first half stands for the prediction
+        halves = {}
+        for name, side_by in (("truth", by), ("control", context_by)):
+            cells = halve(given[name], side_by, rng, name)
+            halves[name] = [group_profiles(given[name], side_by, layer, half) for half in cells]
+        (pred, true), (pred_control, scoring) = halves["truth"], halves["control"]
+        pred_control, scoring = (select_groups(half, true.keys, "control") for half in (pred_control, scoring))
+        data = Conditions(true.keys, given["truth"].var_names, true, pred, scoring, pred_control.mean)
+        tables.append(score_conditions(data, **kwargs))
     scores = tables[0].assign(
         value=np.mean([table["value"] for table in tables], axis=0),
         ceiling="split half",
@@ -102,5 +86,4 @@ def noise_ceiling(
     r = scores[(scores["metric"] == "pearson") & (scores["of"] == "change") & (scores["genes"] == "all")]
     positive = r["value"].clip(lower=0)
     free = r.assign(value=np.sqrt(2 * positive / (1 + positive)), ceiling="noise-free")
-    scores = pd.concat([scores, free], ignore_index=True)
-    return scores if keys != ["condition"] else scores.drop(columns="condition")
+    return pd.concat([scores, free], ignore_index=True)

@@ -43,9 +43,10 @@ def deg_scores(
     Parameters
     ----------
     truth, pred, control, pred_control, perturbation_key, context_key, layer, allow_shared_controls, seed
-        As in :func:`response_scores`. The test needs at least two treated and control cells that score.
+        As in :func:`response_scores`. The test needs at least two treated and control cells that score; its scores are NaN
+        with less.
     n_top
-        Numbers of genes.
+        Numbers of genes; those that all genes do not exceed are left out.
     fdr
         False discovery rate of the test.
 
@@ -74,22 +75,28 @@ def deg_scores(
     )
     if data.control is None:
         raise ValueError("control is needed: genes respond relative to it.")
+    return score_degs(data, n_top=sizes, fdr=fdr)
+
+
+def score_degs(data: Conditions, *, n_top: int | Sequence[int] = (20, 50), fdr: float = 0.05) -> pd.DataFrame:
+    """The table of :func:`deg_scores`."""
     change, predicted = data.change, data.pred_change
     scores = []
-    for n in (n for n in sizes if n < change.shape[1]):
+    for n in (n for n in top_sizes(n_top) if n < change.shape[1]):
         true_top = top_changes(change, n)
         overlap = [_overlap(row, genes) for row, genes in zip(predicted, true_top, strict=True)]
         direction = [_same_sign(change[i, g], predicted[i, g]) for i, g in enumerate(true_top)]
         scores += [Score("change", f"top {n}", "deg_overlap", overlap)]
         scores += [Score("change", f"top {n}", "deg_direction", direction)]
-    significant = _significant(data, fdr)
+    tested, significant = _significant(data, fdr)
     overlap = np.full(len(change), np.nan)
     direction = overlap.copy()
     for i, genes in enumerate(significant):
-        if genes.any():
+        if tested[i] and genes.any():
             direction[i] = _same_sign(change[i, genes], predicted[i, genes])
             overlap[i] = _overlap(predicted[i], np.flatnonzero(genes))
-    found = {"n_deg": significant.sum(1), "deg_overlap": overlap, "deg_direction": direction}
+    n_deg = np.where(tested, significant.sum(1), np.nan)
+    found = {"n_deg": n_deg, "deg_overlap": overlap, "deg_direction": direction}
     return data.table(scores + [Score("change", "significant", metric, values) for metric, values in found.items()])
 
 
@@ -100,25 +107,23 @@ def _overlap(predicted: np.ndarray, genes: np.ndarray) -> float:
 
 
 def _same_sign(truth: np.ndarray, pred: np.ndarray) -> float:
-    return float(np.mean(np.sign(truth) == np.sign(pred)))
+    return float(np.mean(np.sign(truth) * np.sign(pred) > 0))
 
 
-def _significant(data: Conditions, fdr: float) -> np.ndarray:
-    """Genes that differ between treated and control cells, conditions x genes; none where a side has one cell only."""
+def _significant(data: Conditions, fdr: float) -> tuple[np.ndarray, np.ndarray]:
+    """Conditions with a test, and genes that differ between their treated and control cells, conditions x genes."""
     truth, control = data.truth, data.control
-    significant = np.zeros(truth.mean.shape, dtype=bool)
-    for i in np.flatnonzero((truth.n_cells > 1) & (control.n_cells > 1)):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            p = ttest_ind_from_stats(
-                truth.mean[i],
-                np.sqrt(truth.variance[i]),
-                truth.n_cells[i],
-                control.mean[i],
-                np.sqrt(control.variance[i]),
-                control.n_cells[i],
-                equal_var=False,
-            ).pvalue
-        # genes that are constant on both sides: no test, and no difference unless the constants differ
-        p = np.where(np.isnan(p), np.where(truth.mean[i] == control.mean[i], 1.0, 0.0), p)
-        significant[i] = false_discovery_control(p) < fdr
-    return significant
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = ttest_ind_from_stats(
+            truth.mean,
+            np.sqrt(truth.variance),
+            truth.n_cells[:, None],
+            control.mean,
+            np.sqrt(control.variance),
+            control.n_cells[:, None],
+            equal_var=False,
+        ).pvalue
+    # no test of genes that are constant on both sides: they differ if the constants do, by more than rounding
+    constant = (truth.variance == 0) & (control.variance == 0)
+    p = np.where(constant, np.isclose(truth.mean, control.mean, rtol=1e-9, atol=0), p)
+    return (truth.n_cells > 1) & (control.n_cells > 1), false_discovery_control(p, axis=1) < fdr

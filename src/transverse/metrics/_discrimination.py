@@ -7,9 +7,9 @@ import pandas as pd
 from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 
-from transverse._groups import group_profiles
+from transverse._groups import find_groups
 
-from ._conditions import Cells, Score, conditions
+from ._conditions import Cells, Conditions, Score, conditions
 
 Distance = Literal["correlation", "cosine", "euclidean", "cityblock"]
 
@@ -64,32 +64,48 @@ def perturbation_discrimination(
         raise ValueError(f"metric={metric!r} must be one of {', '.join(get_args(Distance))}.")
     if control is None:
         raise ValueError("control is needed: changes are compared.")
-    options = {"perturbation_key": perturbation_key, "context_key": context_key, "layer": layer}
     data = conditions(
-        truth, pred, control, pred_control, allow_shared_controls=allow_shared_controls, seed=seed, **options
+        truth,
+        pred,
+        control,
+        pred_control,
+        perturbation_key=perturbation_key,
+        context_key=context_key,
+        layer=layer,
+        allow_shared_controls=allow_shared_controls,
+        seed=seed,
+        candidates=candidates,
     )
-    by = list(data.keys.columns)
-    if not by:
+    if not len(data.keys.columns):
         raise TypeError("truth and pred must be AnnData: an array is a single condition.")
-    others = [truth] if candidates is None else [truth, candidates]
-    profiles = [group_profiles(adata[:, data.var_names], by, layer) for adata in others]
-    keys = pd.concat([p.keys for p in profiles], ignore_index=True)
-    means = np.concatenate([p.mean for p in profiles])
+    return score_discrimination(data, context_key, metric)
+
+
+def score_discrimination(data: Conditions, context_key: str | None, metric: Distance = "correlation") -> pd.DataFrame:
+    """The table of :func:`perturbation_discrimination`."""
+    keys = pd.concat([profiles.keys for profiles in data.measured], ignore_index=True)
+    means = np.concatenate([profiles.mean for profiles in data.measured])
     first = ~keys.duplicated().to_numpy()
-    keys, means = keys[first].reset_index(drop=True), means[first]
+    keys, means = keys[first], means[first]
 
     values = np.full(len(data.keys), np.nan)
-    for i, row in data.keys.iterrows():
-        rivals = np.ones(len(keys), dtype=bool) if context_key is None else (keys[context_key] == row[context_key])
-        rivals = np.flatnonzero(rivals)
-        own = np.flatnonzero((keys.iloc[rivals] == row).all(axis=1))[0]
+    own = find_groups(keys, data.keys)
+    contexts = data.keys.groupby(context_key).indices if context_key else {"": np.arange(len(data.keys))}
+    for context, rows in contexts.items():
+        rivals = np.arange(len(keys)) if context_key is None else np.flatnonzero(keys[context_key] == context)
         if len(rivals) > 1:
-            distance = _distance(data.pred_change[i], means[rivals] - data.control.mean[i], metric)
-            values[i] = 1 - (rankdata(distance)[own] - 1) / (len(rivals) - 1)
+            # the controls that score are those of the context, so the same in all rows
+            distance = _distance(data.pred_change[rows], means[rivals] - data.control.mean[rows[0]], metric)
+            ranks = rankdata(distance, axis=1)[np.arange(len(rows)), np.searchsorted(rivals, own[rows])]
+            values[rows] = 1 - (ranks - 1) / (len(rivals) - 1)
     return data.table([Score("change", "all", "discrimination", values)])
 
 
-def _distance(change: np.ndarray, changes: np.ndarray, metric: Distance) -> np.ndarray:
-    if metric in ("correlation", "cosine") and np.ptp(change) == 0:
-        return np.zeros(len(changes))  # it points nowhere: all are tied
-    return np.nan_to_num(cdist(change[None], changes, metric=metric)[0], nan=1.0)
+def _distance(predicted: np.ndarray, changes: np.ndarray, metric: Distance) -> np.ndarray:
+    """Distances of predicted from true changes, a row for each prediction."""
+    distance = cdist(predicted, changes, metric=metric)
+    if metric in ("correlation", "cosine"):
+        # a change without direction is as far from any as an unrelated one, and a prediction without is tied with all
+        pointless = [np.ptp(x, axis=1) == 0 if metric == "correlation" else ~x.any(1) for x in (predicted, changes)]
+        distance[pointless[0]] = distance[:, pointless[1]] = 1.0
+    return distance

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-from anndata import AnnData
 from sklearn.decomposition import PCA
-from sklearn.metrics import pairwise_distances_chunked
 
-from transverse._groups import group_codes
+from transverse._groups import dense
 
-from ._conditions import Cells, Score, cells_of_conditions
+from ._conditions import CellGroups, Cells, Score, cells_of_conditions, tidy
 
 CellMetric = Literal["sqeuclidean", "euclidean"]
 
@@ -63,7 +61,8 @@ def energy_distance(
     -------
     Rows as :func:`response_scores` gives them, ``of="cells"``: ``energy_distance``, and with controls
     ``energy_distance_control`` (from the true cells to the controls) and ``energy_distance_left``, the share of that which
-    is left between truth and prediction: 0 for perfect predictions, 1 for the controls themselves.
+    is left between truth and prediction: 0 for the true cells themselves, 1 for the controls. The share is of the biased
+    distances, which stay above 0, lest it explode where the controls hardly differ from the true cells.
 
     Raises
     ------
@@ -72,64 +71,99 @@ def energy_distance(
     """
     if metric not in get_args(CellMetric):
         raise ValueError(f"metric={metric!r} must be one of {', '.join(get_args(CellMetric))}.")
-    if max_cells < 2:
-        raise ValueError(f"max_cells={max_cells} must be at least 2.")
-    data = cells_of_conditions(
+    if not isinstance(max_cells, Integral) or max_cells < 2:
+        raise ValueError(f"max_cells={max_cells!r} must be a whole number of at least 2.")
+    keys, sides = cells_of_conditions(
         truth, pred, control, perturbation_key=perturbation_key, context_key=context_key, layer=layer
     )
     rng = np.random.default_rng(seed)
-    drawn = {name: _draw(adata, by, data.keys, rng, max_cells, name) for name, (adata, by) in data.sides.items()}
-    matrices = {name: [_dense(data.matrix(name), rows) for rows in parts] for name, parts in drawn.items()}
+    sides = {name: _Cells(side, keys, rng, max_cells, name) for name, side in sides.items()}
     if n_components is not None:
-        matrices = _project(matrices, n_components, seed)
-    between = [_energy(*pair, metric, unbiased) for pair in zip(matrices["truth"], matrices["pred"], strict=True)]
-    scores = [Score("cells", "all", "energy_distance", between)]
-    if "control" in matrices:
-        pairs = zip(matrices["truth"], matrices["control"], strict=True)
-        to_control = np.array([_energy(*pair, metric, unbiased) for pair in pairs])
-        left = np.divide(between, to_control, out=np.full(len(between), np.nan), where=to_control > 0)
-        scores += [Score("cells", "all", "energy_distance_control", to_control)]
+        _project(sides, n_components, seed)
+
+    def distances(name: str, unbiased: bool) -> np.ndarray:
+        values = 2 * across[name]
+        for side in (sides["truth"], sides[name]):
+            n = np.array([len(side.drawn[group]) for group in side.of_condition])
+            # a cell's distance to itself is 0, so leaving those pairs out changes the number of pairs only
+            values = values - within[side] * (n / (n - 1) if unbiased else 1)
+        return values
+
+    within = {side: side.within(metric) for side in sides.values()}
+    across = {
+        name: np.array([_mean_distance(sides["truth"].of(i), side.of(i), metric) for i in range(len(keys))])
+        for name, side in sides.items()
+        if name != "truth"
+    }
+    scores = [Score("cells", "all", "energy_distance", distances("pred", unbiased))]
+    if "control" in sides:
+        scores += [Score("cells", "all", "energy_distance_control", distances("control", unbiased))]
+        total = distances("control", False)
+        # controls that are the true cells leave rounding
+        differ = total > 1e-9 * across["control"]
+        left = np.divide(distances("pred", False), total, out=np.full(len(total), np.nan), where=differ)
         scores += [Score("cells", "all", "energy_distance_left", left)]
-    return data.table(scores)
+    return tidy(keys, scores, sides["truth"].n_cells)
 
 
-def _draw(adata: AnnData, by: list[str], keys: pd.DataFrame, rng, max_cells: int, name: str) -> list[np.ndarray]:
-    """Positions of at most ``max_cells`` cells for every row of ``keys``."""
-    groups, codes = group_codes(adata, by)
-    wanted = pd.MultiIndex.from_frame(keys[by]) if by else [()] * len(keys)
-    index = pd.MultiIndex.from_frame(groups) if by else None
-    rows = []
-    for key in wanted:
-        cells = np.flatnonzero(codes == (index.get_loc(key) if by else 0))
-        if len(cells) < 2:
-            raise ValueError(f"{name} must have at least 2 cells of a condition, but {' | '.join(key)!r} has 1.")
-        rows.append(np.sort(rng.choice(cells, max_cells, replace=False)) if len(cells) > max_cells else cells)
-    return rows
+class _Cells:
+    """One side's cells of every condition, at most ``max_cells`` of each group."""
+
+    def __init__(self, side: CellGroups, keys: pd.DataFrame, rng: np.random.Generator, max_cells: int, name: str):
+        self.matrix, groups, self.of_condition = side
+        self.n_cells = np.array([len(groups[group]) for group in self.of_condition])
+        if (self.n_cells < 2).any():
+            alone = " | ".join(keys.iloc[np.argmax(self.n_cells < 2)])
+            of = f" of {alone!r}" if alone else ""
+            raise ValueError(f"{name} must have at least 2 cells of a condition, but has 1{of}.")
+        self.drawn = {}
+        for group in np.unique(self.of_condition):
+            cells = groups[group]
+            self.drawn[group] = np.sort(rng.choice(cells, max_cells, False)) if len(cells) > max_cells else cells
+        self.pca = None
+
+    def of(self, i: int) -> np.ndarray:
+        """Expression, or components, of the cells of condition ``i``."""
+        return self.of_group(self.of_condition[i])
+
+    def of_group(self, group: int) -> np.ndarray:
+        block = dense(self.matrix[self.drawn[group]]).astype(float)
+        return block if self.pca is None else self.pca.transform(block)
+
+    def within(self, metric: CellMetric) -> np.ndarray:
+        """Mean distance between the cells of every condition, each with itself too."""
+        means = {}
+        for group in self.drawn:
+            cells = self.of_group(group)
+            means[group] = _mean_distance(cells, cells, metric)
+        return np.array([means[group] for group in self.of_condition])
 
 
-def _dense(matrix, rows: np.ndarray) -> np.ndarray:
-    block = matrix[rows]
-    return np.asarray(block.toarray() if sp.issparse(block) else block, dtype=float)
-
-
-def _project(matrices: dict[str, list[np.ndarray]], n_components: int, seed: int) -> dict[str, list[np.ndarray]]:
-    observed = np.concatenate([cells for name in matrices if name != "pred" for cells in matrices[name]])
+def _project(sides: dict[str, _Cells], n_components: int, seed: int) -> None:
+    """Replace expression by the principal components of the true and control cells."""
+    observed = [side.of_group(group) for name, side in sides.items() if name != "pred" for group in side.drawn]
+    observed = np.concatenate(observed)
     limit = min(observed.shape)
-    if not 1 <= n_components <= limit:
-        raise ValueError(f"n_components={n_components} must be between 1 and {limit}, the smaller of cells and genes.")
+    if not isinstance(n_components, Integral) or not 1 <= n_components <= limit:
+        raise ValueError(
+            f"n_components={n_components!r} must be a whole number between 1 and {limit}, the smaller of cells and genes."
+        )
     pca = PCA(n_components, random_state=seed).fit(observed)
-    return {name: [pca.transform(cells) for cells in parts] for name, parts in matrices.items()}
+    for side in sides.values():
+        side.pca = pca
 
 
-def _energy(first: np.ndarray, second: np.ndarray, metric: CellMetric, unbiased: bool) -> float:
-    within = 0.0
-    for cells in (first, second):
-        # a cell's distance to itself is 0, so leaving those pairs out changes the number of pairs only
-        pairs = len(cells) / (len(cells) - 1) if unbiased else 1
-        within += _mean_distance(cells, cells, metric) * pairs
-    return 2 * _mean_distance(first, second, metric) - within
-
-
-def _mean_distance(first: np.ndarray, second: np.ndarray, metric: CellMetric) -> float:
-    total = sum(block.sum() for block in pairwise_distances_chunked(first, second, metric=metric))
+def _mean_distance(first: np.ndarray, second: np.ndarray, metric: CellMetric, size: int = 2048) -> float:
+    """Mean over all pairs, cells with themselves among them."""
+    same = first is second
+    center = second.mean(0)  # distances stay, rounding shrinks
+    first, second = first - center, second - center
+    norms = (second**2).sum(1)
+    total = 0.0
+    for start in range(0, len(first), size):
+        block = first[start : start + size]
+        squared = np.maximum((block**2).sum(1)[:, None] + norms - 2 * block @ second.T, 0)
+        if same:
+            squared[np.arange(len(block)), start + np.arange(len(block))] = 0
+        total += (squared if metric == "sqeuclidean" else np.sqrt(squared)).sum()
     return total / (len(first) * len(second))

@@ -42,7 +42,7 @@ def embedding_scores(
 
     Low is well separated: wanted of types, not of batches.
 
-    ALCS, the accuracy loss of cell type self-projection (Song et al., 2023, Nature Communications 14:6495), tells whether
+    ALCS, the accuracy loss of cell type self-projection :cite:p:`Song2023`, tells whether
     an integration has blended types that were apart within a data set: the accuracy :math:`A` of a classifier that predicts
     the types of held-out cells of the same data set :math:`s`, from the features before integration and from the embedding,
 

@@ -6,27 +6,24 @@ import warnings
 
 import numpy as np
 from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr, rankdata
-from sklearn.metrics import explained_variance_score, r2_score, root_mean_squared_error
-
-PROFILE_METRICS = ("r2", "explained_variance", "pearson", "spearman", "rmse")
 
 
 def profile_scores(truth: np.ndarray, pred: np.ndarray, *, clip: bool = False) -> dict[str, np.ndarray]:
     """Scores of predicted profiles, rows x genes, by metric; see :func:`transverse.metrics.response_scores`."""
-    # scikit-learn scores columns
-    columns = {"y_true": truth.T, "y_pred": pred.T, "multioutput": "raw_values"}
+    if truth.shape[1] < 2:
+        raise ValueError(f"Profiles need at least 2 genes to be scored, but have {truth.shape[1]}.")
+    error = truth - pred
+    # a constant truth has no variance to explain
+    variance = np.where(np.ptp(truth, axis=1) == 0, np.nan, truth.var(axis=1))
     scores = {
-        "r2": r2_score(**columns, force_finite=False),
-        "explained_variance": explained_variance_score(**columns, force_finite=False),
+        "r2": 1 - (error**2).mean(axis=1) / variance,
+        "explained_variance": 1 - error.var(axis=1) / variance,
         "pearson": correlation(truth, pred),
         "spearman": correlation(rankdata(truth, axis=1), rankdata(pred, axis=1)),
-        "rmse": root_mean_squared_error(**columns),
+        "rmse": np.sqrt((error**2).mean(axis=1)),
     }
-    for name in ("r2", "explained_variance"):
-        # a constant truth has no variance to explain
-        scores[name] = np.where(np.isfinite(scores[name]), scores[name], np.nan)
-        if clip:
-            scores[name] = np.maximum(scores[name], 0)
+    if clip:
+        scores |= {name: np.maximum(scores[name], 0) for name in ("r2", "explained_variance")}
     return scores
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 
 import numpy as np
@@ -46,7 +46,8 @@ def response_scores(
     ----------
     truth
         Treated cells, cells x genes, on the scale of the prediction. AnnData with ``perturbation_key`` and
-        ``context_key`` in ``obs``; an array is one condition, and with one dimension a single profile.
+        ``context_key`` in ``obs``; an array is one condition, and with one dimension a single profile. Genes of a
+        DataFrame or Series are matched by name, those of an array by position.
     pred
         Predictions of them, as ``predict`` of a model or baseline returns them, or several joined by
         :func:`anndata.concat`. Their conditions are scored; others in ``truth`` are not.
@@ -54,14 +55,15 @@ def response_scores(
         Control cells that score: the true change is taken against them. None scores expression only.
     pred_control
         Control cells that the predicted change is taken against. Not needed where ``pred.layers["control"]`` holds
-        them. With neither, the control cells are halved at random within their context, with a warning.
+        them, and taken instead of those if given. With neither, the control cells are halved at random within their context, with a warning.
     perturbation_key, context_key
         Columns of ``obs``. No contexts if ``context_key`` is None.
     n_top
         Numbers of genes with the largest true absolute change, which are scored apart; the paper's code takes 50,
-        without a test. None for none. Needs controls.
+        without a test. None for none; a number that all genes do not exceed is left out. Needs controls.
     top_genes
-        Genes to score instead, by condition: ``{(perturbation, context): genes}``, or ``{perturbation: genes}``.
+        Genes to score instead, by condition: ``{(perturbation, context): genes}``, or ``{perturbation: genes}``;
+        for arrays ``{(): genes}``.
     layer
         Layer of truth and controls to use instead of ``X``. Predictions are in their ``X``.
     clip
@@ -93,7 +95,7 @@ def response_scores(
     >>> pred = tv.baselines.MeanShift().fit(train).predict("TGFBR2", context="T98G")  # doctest: +SKIP
     >>> scores = tv.metrics.response_scores(test, pred, test_controls, n_top=50)  # doctest: +SKIP
     """
-    sizes = top_sizes(n_top)
+    top_sizes(n_top)
     data = conditions(
         truth,
         pred,
@@ -105,10 +107,21 @@ def response_scores(
         allow_shared_controls=allow_shared_controls,
         seed=seed,
     )
-    pairs = {"expression": (data.truth.mean, data.pred)}
+    return score_conditions(data, n_top=n_top, top_genes=top_genes, clip=clip)
+
+
+def score_conditions(
+    data: Conditions,
+    *,
+    n_top: int | Sequence[int] | None = 50,
+    top_genes: Mapping | None = None,
+    clip: bool = False,
+) -> pd.DataFrame:
+    """The table of :func:`response_scores`."""
+    pairs = {"expression": (data.truth.mean, data.pred.mean)}
     if data.control is not None:
         pairs["change"] = (data.change, data.pred_change)
-    subsets = _subsets(data, sizes, top_genes)
+    subsets = _subsets(data, top_sizes(n_top), top_genes)
     scores = [
         Score(of, genes, metric, values)
         for of, pair in pairs.items()
@@ -119,11 +132,11 @@ def response_scores(
 
 
 def top_sizes(n_top: int | Sequence[int] | None) -> list[int]:
-    """``n_top`` as a list of whole numbers of at least 2."""
-    sizes = [] if n_top is None else [n_top] if isinstance(n_top, Integral) else list(n_top)
+    """``n_top`` as a list of different whole numbers of at least 2."""
+    sizes = [] if n_top is None else list(n_top) if isinstance(n_top, Iterable) else [n_top]
     if wrong := [n for n in sizes if not isinstance(n, Integral) or isinstance(n, bool) or n < 2]:
         raise ValueError(f"n_top must be whole numbers of at least 2, but has {examples(wrong)}.")
-    return [int(n) for n in sizes]
+    return list(dict.fromkeys(int(n) for n in sizes))
 
 
 def top_changes(change: np.ndarray, n: int) -> np.ndarray:
@@ -147,7 +160,8 @@ def _chosen(top_genes: Mapping, condition: np.ndarray, var_names: pd.Index) -> n
     names = top_genes.get(tuple(condition), top_genes.get(condition[0]) if len(condition) else None)
     if names is None:
         raise KeyError(f"top_genes has no genes for {' | '.join(condition)!r}. It has: {examples(top_genes)}.")
-    columns = var_names.get_indexer(list(names))
+    names = list(dict.fromkeys(names))
+    columns = var_names.get_indexer(names)
     if (columns < 0).any():
         unknown = [name for name, column in zip(names, columns, strict=True) if column < 0]
         raise KeyError(f"top_genes of {' | '.join(condition)!r} are not in the data: {examples(unknown)}.")
@@ -163,5 +177,5 @@ def _subset_scores(
         return profile_scores(truth, pred, clip=clip)
     if isinstance(columns, np.ndarray):
         return profile_scores(np.take_along_axis(truth, columns, 1), np.take_along_axis(pred, columns, 1), clip=clip)
-    rows = [profile_scores(truth[[i], c], pred[[i], c], clip=clip) for i, c in enumerate(columns)]
+    rows = [profile_scores(truth[i, c][None], pred[i, c][None], clip=clip) for i, c in enumerate(columns)]
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}

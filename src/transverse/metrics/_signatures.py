@@ -6,17 +6,17 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from transverse._groups import group_profiles
-from transverse._validation import align_genes, check_finite, examples
+from transverse._groups import dense, group_codes, group_profiles
+from transverse._validation import check_finite, check_unique_var_names, examples
 
-from ._conditions import Score, tidy
+from ._conditions import Cells, Score, as_anndata, on_genes_of_truth, tidy
 from ._profiles import profile_scores
 from ._response import top_changes, top_sizes
 
 
 def signature_scores(
-    truth: AnnData | np.ndarray,
-    pred: AnnData | np.ndarray,
+    truth: Cells,
+    pred: Cells,
     *,
     perturbation_key: str = "perturbation",
     cell_type_key: str | None = "cell_type",
@@ -35,7 +35,7 @@ def signature_scores(
         Signatures, perturbations x genes. Several of one perturbation and cell type (doses, times, replicates) are
         averaged.
     pred
-        Predictions, likewise. Two arrays are matched by row.
+        Predictions, likewise. Two arrays are matched by row, and by the names of genes if both are DataFrames.
     perturbation_key, cell_type_key
         Columns of ``obs`` of both.
     n_top
@@ -65,9 +65,14 @@ def signature_scores(
     if isinstance(truth, AnnData):
         keys, true, predicted, n = _matched(truth, pred, perturbation_key, cell_type_key, layer)
     else:
-        true, predicted = (np.atleast_2d(np.asarray(values, dtype=float)) for values in (truth, pred))
-        if true.shape != predicted.shape:
-            raise ValueError(f"truth and pred must have the same shape, but have {true.shape} and {predicted.shape}.")
+        if layer is not None:
+            raise ValueError(f"layer={layer!r} needs AnnData, but truth is {type(truth).__name__}.")
+        given = as_anndata({"truth": truth, "pred": pred})
+        check_unique_var_names(given["truth"], "truth")
+        given["pred"] = on_genes_of_truth(given["pred"], given["truth"].var_names, "pred")
+        true, predicted = (dense(adata.X).astype(float) for adata in given.values())
+        if len(true) != len(predicted):
+            raise ValueError(f"truth and pred must have as many rows, but have {len(true)} and {len(predicted)}.")
         if not (np.isfinite(true).all() and np.isfinite(predicted).all()):
             raise ValueError("truth or pred has missing or infinite values (NaN or inf). Remove or fill them first.")
         keys, n = pd.DataFrame({"row": np.arange(len(true))}), np.ones(len(true), dtype=int)
@@ -91,8 +96,10 @@ def _matched(
                 raise KeyError(f"{key!r} is not in {name}.obs. Columns: {examples(adata.obs.columns, 20)}.")
         if adata.n_obs == 0:
             raise ValueError(f"{name} has no signatures.")
+        group_codes(adata, by, name)
         check_finite(adata, layer if name == "truth" else None, name)
-    pred = align_genes(pred, truth.var_names, "pred")
+    check_unique_var_names(truth, "truth")
+    pred = on_genes_of_truth(pred, truth.var_names, "pred")
     predicted, true = group_profiles(pred, by), group_profiles(truth, by, layer)
     where = true.find(predicted.keys)
     if (where < 0).any():

@@ -5,11 +5,10 @@ from numbers import Integral
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
 from transverse._validation import examples
 
-SCORE_COLUMNS = ("of", "genes", "cells", "metric")
+SCORE_COLUMNS = ("of", "genes", "cells", "metric", "ceiling")
 
 
 def summarize(
@@ -31,8 +30,8 @@ def summarize(
     scores
         Table of any of the metrics, or several joined.
     by
-        Further columns to group by, such as ``"method"`` or ``"cell_type"``. Those of ``"of"``, ``"genes"``, ``"cells"`` and
-        ``"metric"`` that the table has are always among them.
+        Further columns to group by, such as ``"method"`` or ``"cell_type"``. Those of ``"of"``, ``"genes"``, ``"cells"``,
+        ``"metric"`` and ``"ceiling"`` that the table has are always among them.
     over
         Columns that tell independent units apart, such as ``["perturbation", "cell_type"]``. None: every row is one.
     level
@@ -68,10 +67,10 @@ def summarize(
         raise ValueError(f"level={level!r} must be between 0 and 1.")
     if not isinstance(n_resamples, Integral) or n_resamples < 1:
         raise ValueError(f"n_resamples={n_resamples!r} must be a whole number of at least 1.")
-    by = [*by, *(c for c in SCORE_COLUMNS if c in scores and c not in by)]
+    by = list(dict.fromkeys([*by, *(column for column in SCORE_COLUMNS if column in scores)]))
     options = {"observed": True, "sort": False, "dropna": False}
     if over:
-        units = scores.groupby([*by, *(c for c in over if c not in by)], **options)["value"].mean().reset_index()
+        units = scores.groupby(list(dict.fromkeys([*by, *over])), **options)["value"].mean().reset_index()
     else:
         units = scores
     rows = []
@@ -98,12 +97,14 @@ def interval(values: np.ndarray, level: float, n_resamples: int, seed: int) -> t
         return np.nan, np.nan
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    interval = bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=level,
-        n_resamples=n_resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    rng, n = np.random.default_rng(seed), len(values)
+    means = []
+    # some 30 MB at a time
+    for size in _batches(n_resamples, max(1, 2**22 // n)):
+        means.append(values[rng.integers(0, n, (size, n))].mean(1))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _batches(n: int, size: int) -> list[int]:
+    return [min(size, n - start) for start in range(0, n, size)]

@@ -3,9 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from transverse._groups import group_profiles
-
-from ._conditions import Cells, Score, conditions, tidy
+from ._conditions import Cells, Conditions, Score, conditions, tidy
 
 
 def variance_ratio(
@@ -59,25 +57,27 @@ def variance_ratio(
         allow_shared_controls=allow_shared_controls,
         seed=seed,
     )
+    return score_variances(data, perturbation_key, context_key)
+
+
+def score_variances(data: Conditions, perturbation_key: str, context_key: str | None) -> pd.DataFrame:
+    """The table of :func:`variance_ratio`."""
     by = list(data.keys.columns)
-    if not by:
-        pred = np.atleast_2d(pred.toarray() if hasattr(pred, "toarray") else np.asarray(pred, dtype=float))
-        predicted, n_pred = pred.var(0, ddof=1)[None] if len(pred) > 1 else np.zeros((1, pred.shape[1])), [len(pred)]
-    else:
-        profiles = group_profiles(pred[:, data.var_names], by)
-        predicted, n_pred = profiles.variance, profiles.n_cells
-    enough = (np.asarray(n_pred) > 1) & (data.truth.n_cells > 1)
-    within = np.where(enough, _ratio(predicted.sum(1), data.truth.variance.sum(1)), np.nan)
+    enough = (data.pred.n_cells > 1) & (data.truth.n_cells > 1)
+    within = np.where(enough, _ratio(data.pred.variance.sum(1), data.truth.variance.sum(1)), np.nan)
     tables = [data.table([Score("cells", "all", "variance_ratio", within)])]
     if by:
-        true, predicted = data.truth.mean, data.pred
+        true, predicted = data.truth.mean, data.pred.mean
         if data.control is not None:
             true, predicted = data.change, data.pred_change
         groups = data.keys.groupby(context_key).indices if context_key else {"": np.arange(len(data.keys))}
         for rows in groups.values():
             between = np.nan
             if len(rows) > 1:
-                between = _ratio(predicted[rows].var(0, ddof=1).sum(), true[rows].var(0, ddof=1).sum())
+                variances = [change[rows].var(0, ddof=1).sum() for change in (predicted, true)]
+                # rounding of equal means is no variance
+                rounding = 1e-24 * (data.truth.mean[rows] ** 2).sum()
+                between = _ratio(*(0.0 if variance <= rounding else variance for variance in variances))
             keys = data.keys.iloc[rows[:1]].assign(**{perturbation_key: "all"})
             score = Score("change", "all", "variance_ratio_between", [between])
             tables.append(tidy(keys, [score], data.truth.n_cells[rows].sum(keepdims=True)))

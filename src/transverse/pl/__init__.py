@@ -1,5 +1,6 @@
 """Figures of results; scanpy's habits: ``show``, ``save``, ``ax``."""
 
+from ._benchmark import benchmark
 from ._calibration import calibration
 from ._label_confusion import label_confusion
 from ._lfc_volcano import lfc_volcano
@@ -9,6 +10,7 @@ from ._similarity_heatmap import similarity_heatmap
 from ._species_umap import species_umap
 
 __all__ = [
+    "benchmark",
     "calibration",
     "label_confusion",
     "lfc_volcano",
