@@ -37,15 +37,15 @@ def leave_out(
         What is left out at a time. The table says what each entry holds, and with which `by` it goes to
         :func:`split_responses`.
 
-        =================  =================================================================  =================
-        `by`               an entry for each                                                  `by` of the split
-        =================  =================================================================  =================
-        ``"condition"``    (perturbation, context) pair                                       ``"condition"``
-        ``"context"``      context: the pairs of all its perturbations                        ``"condition"``
-        ``"perturbation"`` single perturbation, alone or in combinations                      ``"perturbation"``
-        ``"combination"``  combination of which every single is measured alone                ``"combination"``
-        ``"animal"``       animal with treated cells                                          ``"animal"``
-        =================  =================================================================  =================
+        ==================  ===================================================  ==================
+        `by`                an entry for each                                    `by` of the split
+        ==================  ===================================================  ==================
+        ``"condition"``     (perturbation, context) pair                         ``"condition"``
+        ``"context"``       context: the pairs of all its perturbations          ``"condition"``
+        ``"perturbation"``  single perturbation, alone or in combinations        ``"perturbation"``
+        ``"combination"``   combination of which every single is measured alone  ``"combination"``
+        ``"animal"``        animal with treated cells                            ``"animal"``
+        ==================  ===================================================  ==================
     perturbation_key, control, context_key, animal_key, delimiter
         As in :func:`split_responses`.
     perturbations
