@@ -6,7 +6,7 @@
 Runs the baselines of every task on small real data (see the README of the data folder), each beside the noise ceiling, and
 prints a table for each. ``--out FOLDER`` also writes them, for the documentation, as CSV files.
 
-- ``ifnb``: the response of human PBMC to interferon beta, one cell type held out at a time
+- ``ifnb``: the response of human PBMC to interferon beta, one cell type, or one of the two donors, held out at a time
 - ``doubles``: double perturbations of K562 from their singles
 - ``glioma``: single perturbations carried between three glioma lines, in which nothing responds: the negative control
 - ``l1000``: drug signatures, one cell line held out at a time
@@ -70,12 +70,16 @@ def responses(adata: AnnData, seeds: list[int], **options) -> pd.DataFrame:
 
 
 def ifnb(folder: Path, seeds: list[int]) -> dict[str, pd.DataFrame]:
-    """One cell type held out at a time."""
+    """One cell type held out at a time, or one donor."""
     adata = sc.read_h5ad(folder / "human_pbmc_ifnb.h5ad")
     sc.pp.normalize_total(adata, target_sum=1e4)
     sc.pp.log1p(adata)
     keys = {"perturbation_key": "group_id", "control": "ctrl", "context_key": "cluster_id"}
-    return {"ifnb": responses(adata, seeds, splits=tv.pp.leave_out(adata, by="context", **keys), **keys)}
+    by_type = responses(adata, seeds, splits=tv.pp.leave_out(adata, by="context", **keys), **keys)
+    adata.obs["donor"] = adata.obs["sample_id"].astype(str).str[-3:]
+    by_donor = {"by": "animal", "animal_key": "donor", **keys}
+    by_donor = responses(adata, seeds[:1], splits=tv.pp.leave_out(adata, **by_donor), **by_donor)
+    return {"ifnb": by_type, "ifnb_donors": by_donor}
 
 
 def doubles(folder: Path, seeds: list[int]) -> dict[str, pd.DataFrame]:

@@ -423,4 +423,5 @@ def test_genes():
 def test_no_warning_that_a_user_could_not_act_on(cells):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of other packages
         tv.benchmark(cells)

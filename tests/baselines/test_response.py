@@ -336,6 +336,7 @@ def test_contexts_without_controls_are_left_out():
     # a context with controls only is what predictions are for
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of other packages
         held_out = adata[((adata.obs["cell_type"] != "C2") | rows_of(adata, "control", "C2")).to_numpy()]
         change = b.MeanShift().fit(held_out).predict_change("A", "C2")
     np.testing.assert_allclose(change, np.mean([shift_of(adata, "A", c) for c in ("C1", "C3")], axis=0))

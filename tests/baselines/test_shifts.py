@@ -216,5 +216,24 @@ def test_no_warnings(screen):
     adata, _ = screen
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of other packages
         for make in (NoChange, MeanPerturbation, MeanShift, lambda: MeanShift("similarity"), NearestContext):
             make().fit(adata).predict("B", "C1")
+
+
+def test_the_same_condition_of_other_animals():
+    adata = tv.datasets.simulate_responses(n_contexts=2, n_perturbations=3, n_genes=60, n_replicates=3)
+    options = {"by": "animal", "animal_key": "replicate"}
+    tv.pp.split_responses(adata, holdout=["R1"], valid_size=0, **options)
+    train = adata[adata.obs["split"] == "train"]
+    here = (train.obs["cell_type"] == "C1").to_numpy()
+    x, names = train.X.toarray()[here], train.obs["perturbation"][here]
+    expected = x[names == "P01"].mean(0) - x[names == "control"].mean(0)
+    baseline = tv.baselines.SameCondition().fit(train)
+    np.testing.assert_allclose(baseline.predict_change("P01", "C1"), expected, atol=1e-4)
+    table = tv.benchmark(adata, **options, n_ceiling_splits=1)
+    assert "same condition, other animals" in set(table["method"])
+    # with any other split it has nothing to say
+    held_out = adata[~((adata.obs["perturbation"] == "P01") & (adata.obs["cell_type"] == "C1"))]
+    with pytest.raises(ValueError, match="'P01' in context='C1' is not in the training: see by='animal'"):
+        tv.baselines.SameCondition().fit(held_out).predict("P01", "C1")

@@ -403,6 +403,7 @@ def test_constant_signatures(grid):
         train.X[(train.obs["cell_type"] == "PC3").to_numpy()] = value
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.simplefilter("ignore", DeprecationWarning)  # of other packages
             for name, make in BASELINES.items():
                 pred = make().fit(train).predict(query, "MCF7")
                 assert np.isfinite(pred.X).all(), name
@@ -482,6 +483,7 @@ def test_nothing_to_learn_from(grid):
     train, query = part(adata, cell_types=["MCF7"]), part(adata, cell_types=["PC3"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of other packages
         with pytest.raises(ValueError, match="Fewer than two training .* nothing to learn target='MCF7' from"):
             RidgeSignature().fit(train).predict(query, "MCF7")
         only = part(train, ["D03"])

@@ -163,6 +163,7 @@ def test_context_warns_of_unseen_perturbations():
         split(adata, "context", holdout="X")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of other packages
         split(adata, "context", holdout="X", allow_unseen=True)
         split(adata, "context", holdout="Y")
 
@@ -296,6 +297,7 @@ def test_animal_warns_of_conditions_that_training_lacks():
         split(adata, "animal", holdout="a")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of other packages
         for seed in range(10):
             assert (
                 "a" not in frame(adata, split(adata, "animal", seed=seed)).query("split == 'test'")["animal"].unique()
@@ -372,6 +374,7 @@ def test_too_few_controls_in_a_context(adata):
         split(adata, "perturbation")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of other packages
         split(adata, holdout=[("A", "Y")], valid=[("A", "Z")])
 
 
@@ -504,7 +507,7 @@ def test_summary(adata):
     assert summary["n_cells"].gt(0).all()
     assert not summary.duplicated(["perturbation", "context", "split"]).any()
     rows = summary.set_index(["perturbation", "context"]).sort_index()
-    assert rows.loc[("A", "X"), ["split", "n_cells"]].to_numpy().tolist() == [["test", 12]]
+    assert rows.loc[[("A", "X")], ["split", "n_cells"]].to_numpy().tolist() == [["test", 12]]
     assert dict(zip(*rows.loc[("control", "X")][["split", "n_cells"]].to_numpy().T, strict=True)) == {
         "train": 6,
         "test": 6,

@@ -11,13 +11,13 @@ from anndata import AnnData
 
 from transverse import baselines, metrics
 from transverse._validation import check_log_normalized, check_obs_key, examples
-from transverse.metrics._conditions import conditions
+from transverse.metrics._conditions import START, conditions
 from transverse.metrics._degs import score_degs
 from transverse.metrics._discrimination import score_discrimination
 from transverse.metrics._response import score_conditions
 from transverse.metrics._variance import score_variances
 from transverse.pp import check_split, split_responses
-from transverse.pp._perturbations import canonical, parts
+from transverse.pp._perturbations import clean, parts
 from transverse.pp._split_checks import By
 
 from ._methods import Method, fitted, methods_of
@@ -28,6 +28,7 @@ BASELINES = {
     "mean shift": baselines.MeanShift,
     "similarity-weighted shift": lambda: baselines.MeanShift("similarity"),
     "nearest context": baselines.NearestContext,
+    "same condition, other animals": baselines.SameCondition,
     "ridge on PCs": baselines.PCRidge,
     "additive": baselines.Additive,
     "mean of singles": baselines.MeanOfSingles,
@@ -70,15 +71,16 @@ def response_table(
     keys = {"perturbation_key": perturbation_key, "context_key": context_key}
     options = {**keys, "layer": layer}
     condition = [key for key in keys.values() if key is not None]
-    is_control = (adata.obs[perturbation_key].astype(str) == control).to_numpy()
+    # the two orders of a combination are one condition
+    clean_names = {name: clean(name, control, delimiter) for name in adata.obs[perturbation_key].astype(str).unique()}
+    names = adata.obs[perturbation_key].astype(str).map(clean_names).to_numpy(dtype=object)
+    is_control = names == control
 
     tables = []
     for (split, seed), side in labels.items():
         test, train = adata[(side == "test") & ~is_control], adata[side == "train"]
         test = test.to_memory() if test.isbacked else test.copy()
-        # the two orders of a combination are one condition
-        names = test.obs[perturbation_key].astype(str)
-        test.obs[perturbation_key] = [canonical(name, delimiter) for name in names]
+        test.obs[perturbation_key] = names[(side == "test") & ~is_control]
         pairs = list(test.obs[condition].astype(str).drop_duplicates().itertuples(index=False, name=None))
         contexts = {pair[1] for pair in pairs} if context_key else {None}
         here = np.ones(adata.n_obs, dtype=bool)
@@ -173,6 +175,7 @@ def _predictions(
             raise TypeError(f"predict of {method.name!r} must return an AnnData, but returned {type(pred).__name__}.")
         # whatever a model calls it
         obs = dict(zip(condition, pair, strict=True))
-        pred = AnnData(pred.X, obs=pred.obs.assign(**obs), var=pred.var[[]], layers=dict(pred.layers))
+        layers = {name: pred.layers[name] for name in (START,) if name in pred.layers}
+        pred = AnnData(pred.X, obs=pred.obs.assign(**obs), var=pred.var[[]], layers=layers)
         rows.append(pred)
     return ad.concat(rows, index_unique="-") if len(rows) > 1 else rows[0]

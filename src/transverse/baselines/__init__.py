@@ -5,7 +5,7 @@ from ._gene_maps import ReactomeCorrelation
 from ._labels import CentroidLabels, LogisticLabels, NeighborVote
 from ._ridge import PCRidge
 from ._same_symbol import SameSymbol
-from ._shifts import MeanPerturbation, MeanShift, NearestContext, NoChange
+from ._shifts import MeanPerturbation, MeanShift, NearestContext, NoChange, SameCondition
 from ._signatures import CopySource, MeanOfSources, MeanSignature, RidgeSignature
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "PCRidge",
     "ReactomeCorrelation",
     "RidgeSignature",
+    "SameCondition",
     "SameSymbol",
 ]

@@ -21,8 +21,7 @@ from transverse._validation import (
     examples,
     iter_rows,
 )
-from transverse.pp._perturbations import parts
-from transverse.pp._split_design import clean
+from transverse.pp._perturbations import clean, parts
 
 
 class ResponseBaseline(ABC):

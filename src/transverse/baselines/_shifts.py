@@ -48,6 +48,21 @@ class MeanPerturbation(ResponseBaseline):
         """Any perturbation will do."""
 
 
+class SameCondition(ResponseBaseline):
+    """The shift of the very condition in the training, from other animals.
+
+    For data that are split by animal (``pp.split_responses(adata, by="animal")``), in which the condition itself is in the
+    training: what a model adds to having measured it in another donor. Elsewhere it has nothing to say.
+    """
+
+    def _shift(self, name: str, context: str, sources: Sequence[str]) -> tuple[np.ndarray, Iterable[str]]:
+        if (name, context) not in self._shifts:
+            raise ValueError(
+                f"{name!r} in context={context!r} is not in the training: see by='animal' of split_responses."
+            )
+        return self._shifts[name, context], [context]
+
+
 class MeanShift(ResponseBaseline):
     r"""The perturbation's mean shift in other contexts.
 

@@ -25,3 +25,11 @@ def canonical(name: str | Sequence[str], delimiter: str | None = "+") -> str:
     if delimiter is None and len(found) != 1:
         raise ValueError(f"{list(names)!r} is a combination, but delimiter=None says that there are none.")
     return (delimiter or "").join(found)
+
+
+def clean(name: str | Sequence[str], control: str | None, delimiter: str | None) -> str:
+    """The canonical name of a perturbation, without a control among its parts (``"A+control"`` is ``"A"``)."""
+    if name == control:  # which may hold the delimiter itself
+        return control
+    found = [part for part in parts(canonical(name, delimiter), delimiter) if part != control]
+    return canonical(found, delimiter) if found else control

@@ -252,4 +252,4 @@ def _summary(design: Design, side: np.ndarray) -> pd.DataFrame:
     if design.has_contexts:
         table["context"] = np.array(design.contexts, dtype=object)[design.context]
     table["split"] = pd.Categorical.from_codes(side, SPLITS)
-    return table.value_counts(sort=False).rename("n_cells").reset_index()
+    return table.groupby(list(table), observed=True).size().rename("n_cells").reset_index()

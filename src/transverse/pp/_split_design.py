@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from transverse._validation import check_obs_key, examples
 
-from ._perturbations import canonical, parts
+from ._perturbations import clean, parts
 
 SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(3)
@@ -97,14 +97,6 @@ class Design:
     def clean(self, name: str | Sequence[str]) -> str:
         """The canonical name of a perturbation, see :func:`clean`."""
         return clean(name, self.control, self.delimiter)
-
-
-def clean(name: str | Sequence[str], control: str | None, delimiter: str | None) -> str:
-    """The canonical name of a perturbation, without a control among its parts (``"A+control"`` is ``"A"``)."""
-    if name == control:  # which may hold the delimiter itself
-        return control
-    found = [part for part in parts(canonical(name, delimiter), delimiter) if part != control]
-    return canonical(found, delimiter) if found else control
 
 
 def labels(adata: AnnData, key: str, argument: str, hint: str = "") -> tuple[np.ndarray, list[str]]:
