@@ -185,7 +185,7 @@ def test_genes_of_equal_response_are_tied(data):
         np.testing.assert_array_equal(scores["twin"], scores["rat_gene0"])
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
 def test_reactome_errors(data):
     baseline = ReactomeCorrelation()
     with pytest.raises(RuntimeError, match="ReactomeCorrelation is not fitted"):

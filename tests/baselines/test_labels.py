@@ -227,7 +227,7 @@ def test_ties_go_to_the_first_label():
     assert result.loc["t", "confidence"] == 0.5
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
 def test_errors(species):
     mouse, human, table = species
     for baseline in BASELINES:
