@@ -26,13 +26,14 @@ class PCRidge(ResponseBaseline):
         \hat W = \arg\min_W \lVert Y - b - G W P^T \rVert^2 + \alpha \lVert W \rVert^2, \qquad \hat y = b + G \hat W p ,
 
     the linear model of Ahlmann-Eltze et al. :cite:p:`AhlmannEltze2025`, whom no deep method beat. It is trained on the
-    other perturbations of the predicted context if that has at least two, otherwise on all conditions of the source
-    contexts.
+    other perturbations of the predicted context if those are more than :math:`K`, as the authors do, otherwise on those and
+    all conditions of the source contexts.
 
     Parameters
     ----------
     n_components
-        :math:`K`; less where there are fewer conditions.
+        :math:`K`; less where there are fewer conditions. The authors take 10, which is too few where perturbations act on
+        genes of their own: what is outside of the components cannot be predicted.
     alpha
         Penalty; 0.1 is the authors' choice.
     embedding
@@ -43,7 +44,7 @@ class PCRidge(ResponseBaseline):
 
     def __init__(
         self,
-        n_components: int = 10,
+        n_components: int = 50,
         alpha: float = 0.1,
         embedding: Literal["auto", "responses", "genes"] = "auto",
     ):
@@ -120,11 +121,12 @@ class PCRidge(ResponseBaseline):
                 continue
             if (vector := self._embed(pair, sources, by_responses, basis)) is not None:
                 (own if pair[1] == context else elsewhere).append((pair, vector))
-        training = own if len(own) > 1 else elsewhere
+        # with fewer perturbations than components, what the context teaches alone does not reach a new one
+        training = own if len(own) > self.n_components else own + elsewhere
         if len(training) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least two training perturbations that it can embed, in {context!r} or in "
-                f"the other contexts, but has {max(len(own), len(elsewhere))}."
+                f"the other contexts, but has {len(training)}."
             )
         shifts = np.array([self._shifts[pair] for pair, _ in training])
         vectors = np.array([vector for _, vector in training])

@@ -29,7 +29,8 @@ class MeanPerturbation(ResponseBaseline):
     r"""What perturbations do on average, whichever it is.
 
     The mean shift over all *other* perturbations of the context; where it has none, over all conditions of the source
-    contexts. Beating it takes knowledge of the perturbation: where perturbations have much in common it correlates well.
+    contexts. Beating it takes knowledge of the perturbation: where perturbations have much in common it correlates well. Its
+    discrimination is below chance, since it holds every perturbation but the one that is asked for.
     """
 
     def _shift(self, name: str, context: str, sources: Sequence[str]) -> tuple[np.ndarray, Iterable[str]]:
