@@ -220,6 +220,20 @@ def test_backed_and_layer_give_the_same(cells, tmp_path):
     pd.testing.assert_frame_equal(tv.benchmark(moved, models, layer="log"), expected)
 
 
+def test_unseen_perturbations_of_a_single_context():
+    adata = simulate_responses(n_contexts=1, n_context_groups=1, **SMALL)
+    options = {"by": "perturbation", "context_key": None}
+    table = tv.benchmark(adata, splits=tv.pp.leave_out(adata, **options), n_ceiling_splits=1, **options)
+    baselines = set(table.loc[table["kind"] == "baseline", "method"])
+    assert baselines == {"no change", "mean perturbation"}
+    assert score(table, "mean perturbation", "pearson", of="change", genes="all")["n"] == 5
+    # perturbations that are named by genes have an embedding
+    genes = dict(zip([f"P{i:02d}" for i in range(1, 6)], adata.var_names, strict=False))
+    adata.obs["perturbation"] = adata.obs["perturbation"].astype(str).replace(genes)
+    table = tv.benchmark(adata, splits=tv.pp.leave_out(adata, **options), n_ceiling_splits=1, **options)
+    assert "ridge on PCs" in set(table["method"])
+
+
 def test_energy_distance_on_request():
     adata = simulate_responses(n_contexts=3, specific_share=0, effect_sd=2.0, effect_share=0.5, **SMALL)
     table = tv.benchmark(adata, splits={"one": [("P01", "C1")]}, energy=True)
@@ -329,9 +343,8 @@ def test_labels(species):
         assert row["mean"] == 1 and row["ci_low"] == 1 and row["gain"] >= 0
     vote = tv.baselines.NeighborVote().fit(mouse).predict(human, human.uns["orthologs"])
     known = mouse.obs["cell_type"].cat.categories
-    expected = tv.metrics.label_scores(human.obs["cell_type"], vote, known=known).set_index(["metric", "cells"])[
-        "value"
-    ]
+    expected = tv.metrics.label_scores(human.obs["cell_type"], vote, known=known)
+    expected = expected.set_index(["metric", "cells"])["value"].sort_index()
     row = score(table, "neighbour vote", "balanced_accuracy")
     np.testing.assert_allclose(row["mean"], expected["balanced_accuracy", "shared"])
     assert row["ci_low"] <= row["mean"] <= row["ci_high"] and row["ci_low"] < row["ci_high"]
@@ -358,6 +371,9 @@ def test_labels_refuse(species):
         tv.benchmark((mouse, other), **options)
     with pytest.raises(ValueError, match="'short' gave 1 labels for 300 cells"):
         tv.benchmark(species, {"short": lambda *_: ["T1a"]}, **options)
+    first = pd.Series(["T1a"], index=human.obs_names[:1])
+    with pytest.raises(ValueError, match="'few' gave no label to 299 cells"):
+        tv.benchmark(species, {"few": lambda *_: first}, **options)
     logged = human.copy()
     logged.X = logged.X.log1p()
     with pytest.raises(ValueError, match="the target.X must hold raw counts"):

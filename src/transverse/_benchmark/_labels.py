@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -86,6 +87,9 @@ def label_table(
         for seed in seeds:
             predicted = _predict(method, context, unlabelled.copy(), seed, setup)
             if isinstance(predicted, pd.DataFrame | pd.Series):
+                missing = target.obs_names[~target.obs_names.isin(predicted.index)]
+                if len(missing):
+                    raise ValueError(f"{method.name!r} gave no label to {len(missing)} cells: {examples(missing)}.")
                 predicted = predicted.loc[target.obs_names]
             elif len(predicted) != target.n_obs:
                 raise ValueError(f"{method.name!r} gave {len(predicted)} labels for {target.n_obs} cells.")
@@ -133,7 +137,7 @@ def _predict(method: Method, context: AnnData, target: AnnData, seed: int, setup
         model.train()
         return model.transfer_labels()
     if hasattr(make, "fit"):
-        baseline = make.fit(context, setup["labels_key"], layer=layer)
+        baseline = copy.deepcopy(make).fit(context, setup["labels_key"], layer=layer)
         return baseline.predict(target, setup["orthologs"], policy=setup["policy"], layer=layer)
     return make(context.copy(), target, seed)
 
