@@ -30,6 +30,7 @@ def test_exact_search_equals_all_pairs(features, metric, max_memory):
     np.testing.assert_allclose(np.take_along_axis(full, index, axis=1), distance, atol=1e-3)
 
 
+@pytest.mark.slow  # the search itself is quick, its compilation takes minutes
 def test_pynndescent_finds_nearly_the_same(features):
     context, target = features
     exact, _ = nearest_neighbors(context, target, 25, method="exact")
