@@ -294,7 +294,7 @@ def test_a_split_that_leaks_is_refused_before_anything_is_trained(cells, recorde
     assert not recorded
 
 
-def test_signatures(signatures):
+def test_signatures(signatures, tmp_path):
     table, scores = tv.benchmark(signatures, task="signatures", by="perturbation", return_scores=True)
     names, side = signatures.obs["perturbation"].astype(str), signatures.obs["split"]
     held_out = sorted(set(names[side == "test"]))
@@ -312,6 +312,9 @@ def test_signatures(signatures):
     assert row["n"] == len(expected) == 3 * len(held_out)
     # replicates are the ceiling: they share the signal
     assert row["ceiling_replicates"] > row["mean"]
+    signatures.write_h5ad(tmp_path / "signatures.h5ad")
+    backed = ad.read_h5ad(tmp_path / "signatures.h5ad", backed="r")
+    pd.testing.assert_frame_equal(tv.benchmark(backed, task="signatures", by="perturbation"), table)
     with pytest.raises(TypeError, match="data must be an AnnData for task='signatures'"):
         tv.benchmark([signatures], task="signatures")
 

@@ -70,11 +70,7 @@ def iter_rows(adata: AnnData, layer: str | None = None, size: int = 8192) -> Ite
 
 def check_counts(adata: AnnData, layer: str | None = None, name: str = "adata") -> None:
     """Raise a ValueError unless the matrix holds raw counts: finite, non-negative and integer."""
-    if layer is not None and layer not in adata.layers:
-        raise KeyError(f"layer={layer!r} is not in {name}.layers. Layers: {examples(k for k in adata.layers if k)}.")
-    where = f"{name}.X" if layer is None else f"{name}.layers[{layer!r}]"
-    if layer is None and adata.X is None:
-        raise ValueError(f"{where} is empty. Put the raw counts there or name a layer that has them.")
+    where = _where(adata, layer, name, "raw counts")
     for block in iter_rows(adata, layer):
         values = block.data if sp.issparse(block) else block
         if not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
@@ -95,16 +91,19 @@ def check_finite(adata: AnnData, layer: str | None = None, name: str = "adata") 
     """Raise a ValueError if values are missing or infinite."""
     where = _where(adata, layer, name)
     for block in iter_rows(adata, layer):
-        if not np.isfinite(block.data if sp.issparse(block) else block).all():
+        values = block.data if sp.issparse(block) else block
+        if not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
+            raise ValueError(f"{where} must hold numbers, but its type is {values.dtype}.")
+        if not np.isfinite(values).all():
             raise ValueError(f"{where} has missing or infinite values (NaN or inf). Remove or fill them first.")
 
 
-def _where(adata: AnnData, layer: str | None, name: str) -> str:
+def _where(adata: AnnData, layer: str | None, name: str, what: str = "values") -> str:
     """What to call the matrix in a message; raises if there is none."""
     if layer is not None and layer not in adata.layers:
         raise KeyError(f"layer={layer!r} is not in {name}.layers. Layers: {examples(k for k in adata.layers if k)}.")
     if layer is None and adata.X is None:
-        raise ValueError(f"{name}.X is empty. Put the values there or name a layer that has them.")
+        raise ValueError(f"{name}.X is empty. Put the {what} there or name a layer that has them.")
     return f"{name}.X" if layer is None else f"{name}.layers[{layer!r}]"
 
 

@@ -38,10 +38,8 @@ def gene_map_table(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Scores of every method, seed and source gene."""
     species = list(species_blocks(data, species_key))
-    source, target = (
-        source or species[0],
-        target or next((name for name in species if name != (source or species[0])), None),
-    )
+    source = source or species[0]
+    target = target or next((name for name in species if name != source), None)
     if unknown := [name for name in (source, target) if name not in species]:
         raise KeyError(f"Unknown species: {examples(unknown)}. Known: {examples(species)}.")
     if truth is None:

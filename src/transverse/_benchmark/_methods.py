@@ -52,20 +52,20 @@ def fitted(method: Method, train, seed: int, setup: dict[str, Any], extra: dict[
     if method.kind == "model":
         scvi.settings.seed = seed
     if inspect.isclass(make) and hasattr(make, "setup_anndata"):
-        train = _in_memory(train)
+        train = in_memory(train)
         make.setup_anndata(train, **{key: value for key, value in setup.items() if value is not None})
         model = make(train)
         model.train()
         return model
     if hasattr(make, "fit"):
         return copy.deepcopy(make).fit(train, **setup, **(extra or {}))
-    return make(_in_memory(train), seed)
+    return make(in_memory(train), seed)
 
 
-def _in_memory(data):
+def in_memory(data):
     """A copy of an AnnData, also of a part of a backed one, or of several by name."""
     if isinstance(data, Mapping):
-        return {name: _in_memory(adata) for name, adata in data.items()}
+        return {name: in_memory(adata) for name, adata in data.items()}
     return data.to_memory() if data.isbacked else data.copy()
 
 

@@ -15,7 +15,7 @@ from transverse._validation import check_finite, check_obs_key
 from transverse.metrics._conditions import halve
 from transverse.pp._split_checks import By
 
-from ._methods import fitted, methods_of
+from ._methods import fitted, in_memory, methods_of
 from ._responses import split_labels
 
 BASELINES = {
@@ -59,7 +59,7 @@ def signature_table(
     scoring = {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "n_top": n_top}
     tables = []
     for (split, seed), side in labels.items():
-        test, train = adata[side == "test"], adata[side == "train"]
+        test, train = in_memory(adata[side == "test"]), adata[side == "train"]
         names, cell_types = (adata.obs[key].astype(str).to_numpy() for key in condition)
         tables += [
             scores.assign(method="replicates", kind="ceiling", split=split, seed=seed)
@@ -73,7 +73,7 @@ def signature_table(
                 # all that was measured of these perturbations elsewhere, in the training or not, is given
                 sources = adata[np.isin(names, wanted) & (cell_types != target)]
                 if sources.n_obs:
-                    predictions.append(model.predict(sources.copy(), target=target))
+                    predictions.append(model.predict(in_memory(sources), target=target))
             if not predictions:
                 raise ValueError("No held-out signature has its perturbation in another cell type to predict from.")
             scores = metrics.signature_scores(test, ad.concat(predictions), layer=layer, **scoring)

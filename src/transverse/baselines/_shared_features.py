@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-from transverse._validation import check_counts, check_no_empty_cells, examples, iter_rows
+from transverse._validation import check_counts, check_finite, check_no_empty_cells
 
 Normalize = Literal["total", "shared", "none", "given"]
 
@@ -28,21 +28,11 @@ def check_expression(adata: AnnData, layer: str | None, normalize: Normalize, na
         raise TypeError(f"{name} must be an AnnData, but got {type(adata).__name__}.")
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"{name} is empty: it has {adata.n_obs} cells and {adata.n_vars} genes.")
-    if normalize != "given":
+    if normalize == "given":
+        check_finite(adata, layer, name)
+    else:
         check_counts(adata, layer, name)
         check_no_empty_cells(adata, layer, name)
-        return
-    if layer is not None and layer not in adata.layers:
-        raise KeyError(f"layer={layer!r} is not in {name}.layers. Layers: {examples(k for k in adata.layers if k)}.")
-    where = f"{name}.X" if layer is None else f"{name}.layers[{layer!r}]"
-    if layer is None and adata.X is None:
-        raise ValueError(f"{where} is empty. Put the expression there or name a layer that has it.")
-    for block in iter_rows(adata, layer):
-        values = block.data if sp.issparse(block) else block
-        if not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
-            raise ValueError(f"{where} must hold numbers, but its type is {values.dtype}.")
-        if not np.isfinite(values).all():
-            raise ValueError(f"{where} has missing or infinite values (NaN or inf).")
 
 
 def stack(blocks: Iterable[sp.csr_matrix | np.ndarray]) -> sp.csr_matrix | np.ndarray:
