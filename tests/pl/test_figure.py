@@ -52,7 +52,16 @@ def case(request):
 
 
 def test_all_are_exported():
-    assert set(tv.pl.__all__) == {*CASES, "species_umap", "benchmark"}
+    assert set(tv.pl.__all__) == {
+        *CASES,
+        "species_umap",
+        "benchmark",
+        "prediction_scatter",
+        "change_boxplot",
+        "prediction_umap",
+        "score_boxplot",
+        "ablation",
+    }
 
 
 def test_axes_are_returned_and_the_input_is_left_alone(case):

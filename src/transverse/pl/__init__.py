@@ -1,21 +1,31 @@
 """Figures of results; scanpy's habits: ``show``, ``save``, ``ax``."""
 
+from ._ablation import ablation
 from ._benchmark import benchmark
 from ._calibration import calibration
+from ._change_boxplot import change_boxplot
 from ._label_confusion import label_confusion
 from ._lfc_volcano import lfc_volcano
+from ._prediction_scatter import prediction_scatter
+from ._prediction_umap import prediction_umap
 from ._prototype_curves import prototype_curves
 from ._relevance_scatter import relevance_scatter
+from ._score_boxplot import score_boxplot
 from ._similarity_heatmap import similarity_heatmap
 from ._species_umap import species_umap
 
 __all__ = [
+    "ablation",
     "benchmark",
     "calibration",
+    "change_boxplot",
     "label_confusion",
     "lfc_volcano",
+    "prediction_scatter",
+    "prediction_umap",
     "prototype_curves",
     "relevance_scatter",
+    "score_boxplot",
     "similarity_heatmap",
     "species_umap",
 ]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 
 # Nine colours that most colour-blind readers can tell apart (seaborn's "colorblind" without its grey).
 COLORS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #56b4e9 #ca9161 #ece133 #fbafe4".split()
 GREY, DARK_GREY = "#e3e3e3", "#4d4d4d"
 MISSING = "missing"
+MEAN = {"marker": "D", "markersize": 4, "markerfacecolor": "white", "markeredgewidth": 1.2}
 
 
 def category_colors(categories: Sequence[str], palette: str | Sequence[str] | Mapping[str, str] | None = None) -> dict:
@@ -100,6 +103,40 @@ def draw_matrix(
         for (i, j), is_dark in np.ndenumerate(dark):
             ax.text(j, i, texts[i][j], ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
     ax.figure.colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.03)
+
+
+def short_names(names: Iterable[str], n: int = 16) -> list[str]:
+    """Names with at most ``n`` letters; groups of orthologues and identifiers can have much longer ones."""
+    return [name if len(name) <= n else f"{name[: n - 1]}…" for name in map(str, names)]
+
+
+def draw_boxes(
+    ax: Axes,
+    values: Sequence[np.ndarray],
+    positions: Sequence[float],
+    *,
+    color: str,
+    width: float,
+    orientation: Literal["vertical", "horizontal"] = "vertical",
+) -> None:
+    """Boxes of quartiles with the median, whiskers from 5 to 95%, and a white diamond for the mean."""
+    line = {"color": color, "linewidth": 1.0}
+    ax.boxplot(
+        values,
+        positions=positions,
+        widths=width,
+        orientation=orientation,
+        whis=(5, 95),
+        showfliers=False,
+        showmeans=True,
+        patch_artist=True,
+        manage_ticks=False,
+        boxprops={"facecolor": to_rgba(color, 0.3), "edgecolor": color, "linewidth": 1.0},
+        medianprops={**line, "linewidth": 1.6},
+        whiskerprops=line,
+        capprops=line,
+        meanprops={**MEAN, "markeredgecolor": color, "zorder": 4},
+    )
 
 
 def matrix_size(matrix: pd.DataFrame) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,12 @@ def check_table(table: pd.DataFrame, columns: Sequence[str], name: str = "table"
         raise ValueError(f"{name} is empty: its shape is {table.shape}.")
 
 
+def check_no_missing(table: pd.DataFrame, column: str, name: str = "table") -> None:
+    """Raise a ValueError if a column has missing values."""
+    if n_missing := int(table[column].isna().sum()):
+        raise ValueError(f"{name}[{column!r}] is missing in {n_missing} of {len(table)} rows.")
+
+
 def in_order(values: pd.Series) -> list:
     """Values that occur: in the order of their categories where they have one, else of their appearance."""
     if isinstance(values.dtype, pd.CategoricalDtype):
@@ -27,7 +33,7 @@ def in_order(values: pd.Series) -> list:
     return list(values.dropna().unique())
 
 
-def choose(wanted: str | Sequence[str] | None, known: Sequence[str], argument: str) -> list:
+def choose(wanted: str | Sequence[str] | None, known: Sequence[str], argument: str, where: str = "the table") -> list:
     """What is ``wanted``, all that is ``known`` if that is None; raises where it is not known."""
     if wanted is None:
         return list(known)
@@ -35,8 +41,41 @@ def choose(wanted: str | Sequence[str] | None, known: Sequence[str], argument: s
     if not wanted:
         raise ValueError(f"{argument} must name at least one, but is empty. Known: {examples(known)}.")
     if unknown := [item for item in wanted if item not in known]:
-        raise KeyError(f"{argument} not in the table: {examples(unknown)}. Known: {examples(known)}.")
+        raise KeyError(f"{argument} not in {where}: {examples(unknown)}. Known: {examples(known)}.")
     return wanted
+
+
+def split_scores(
+    table: pd.DataFrame,
+    metric: str | Sequence[str],
+    chosen: Mapping[str, str | Sequence[str] | None],
+    preferred: Mapping[str, str],
+) -> list[pd.DataFrame]:
+    """Rows of each score that is wanted, without missing values, in the order of what was asked for.
+
+    ``chosen`` holds what is wanted of columns that tell scores of one name apart. Where that is None, it is the column's
+    ``preferred`` value if the score is there for it, else all.
+    """
+    check_table(table, [column for column, wanted in chosen.items() if wanted is not None])
+    columns = [column for column in chosen if column in table]
+    scores = []
+    for name in choose(metric, in_order(table["metric"]), "metric"):
+        rows = table[(table["metric"] == name) & np.isfinite(table["value"].astype(float))]
+        if rows.empty:
+            raise ValueError(f"The table has no value of {name!r}.")
+        parts = [rows]
+        for column in columns:
+            known = in_order(rows[column])
+            wanted = chosen[column]
+            if wanted is None and preferred.get(column) in known:
+                wanted = preferred[column]
+            wanted = choose(wanted, known, f"{column} of {name!r}")
+            parts = [part[part[column] == value] for part in parts for value in wanted]
+        parts = [part for part in parts if len(part)]
+        if not parts:
+            raise KeyError(f"The table has {name!r}, but not for all at once of what was chosen.")
+        scores += parts
+    return scores
 
 
 def align(first: Sequence, second: Sequence, names: tuple[str, str]) -> tuple[pd.Series, pd.Series]:
