@@ -5,7 +5,8 @@ from importlib.metadata import version
 from . import baselines, datasets, metrics, pl, pp, tl
 from ._benchmark import benchmark
 from .scspecies import ScSpecies
+from .xtransfercdr import XTransferCDR
 
 __version__ = version("transverse")
 
-__all__ = ["ScSpecies", "baselines", "benchmark", "datasets", "metrics", "pl", "pp", "tl"]
+__all__ = ["ScSpecies", "XTransferCDR", "baselines", "benchmark", "datasets", "metrics", "pl", "pp", "tl"]

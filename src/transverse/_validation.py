@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 
 import numpy as np
@@ -138,6 +138,24 @@ def check_no_empty_cells(adata: AnnData, layer: str | None = None, name: str = "
         )
 
 
+def check_columns(adata: AnnData, columns: Mapping[str, Sequence[str]]) -> None:
+    """Check data for a model, and that columns of ``obs``, by the argument that names them, are there and complete."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"adata must be an AnnData, but got {type(adata).__name__}.")
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(f"adata is empty: it has {adata.n_obs} cells and {adata.n_vars} genes.")
+    for argument, keys in columns.items():
+        for key in keys:
+            check_obs_key(adata, key, argument)
+            if (missing := adata.obs[key].isna()).any():
+                raise ValueError(
+                    f"adata.obs[{key!r}] ({argument}) is missing for {int(missing.sum())} cells: "
+                    f"{examples(adata.obs_names[missing.to_numpy()])}. Fill it in or remove the cells."
+                )
+    check_unique_var_names(adata)
+    _check_unique(adata, "obs_names", "adata")  # results are joined to cells by name
+
+
 def check_setup(
     adata: AnnData,
     layer: str | None,
@@ -147,22 +165,20 @@ def check_setup(
     continuous: Sequence[str] = (),
 ) -> None:
     """Check everything that a count model registers, before it registers anything."""
-    if not isinstance(adata, AnnData):
-        raise TypeError(f"adata must be an AnnData, but got {type(adata).__name__}.")
-    if adata.n_obs == 0 or adata.n_vars == 0:
-        raise ValueError(f"adata is empty: it has {adata.n_obs} cells and {adata.n_vars} genes.")
-    keys = {"categorical_covariate_keys": categorical, "continuous_covariate_keys": continuous}
-    for argument, columns in keys.items():
+    for argument, columns in {
+        "categorical_covariate_keys": categorical,
+        "continuous_covariate_keys": continuous,
+    }.items():
         if isinstance(columns, str):
             raise TypeError(f"{argument} must be a list of columns, but got the string {columns!r}.")
-    for argument, columns in {"batch_key": [] if batch_key is None else [batch_key], **keys}.items():
-        for key in columns:
-            check_obs_key(adata, key, argument)
-            if (missing := adata.obs[key].isna()).any():
-                raise ValueError(
-                    f"adata.obs[{key!r}] ({argument}) is missing for {int(missing.sum())} cells: "
-                    f"{examples(adata.obs_names[missing.to_numpy()])}. Fill it in or remove the cells."
-                )
+    check_columns(
+        adata,
+        {
+            "batch_key": [] if batch_key is None else [batch_key],
+            "categorical_covariate_keys": categorical,
+            "continuous_covariate_keys": continuous,
+        },
+    )
     for key in continuous:
         if not pd.api.types.is_numeric_dtype(adata.obs[key]):
             raise ValueError(
@@ -173,8 +189,6 @@ def check_setup(
                 f"adata.obs[{key!r}] (continuous_covariate_keys) must be finite, but is infinite for "
                 f"{int((~finite).sum())} cells: {examples(adata.obs_names[~finite])}."
             )
-    check_unique_var_names(adata)
-    _check_unique(adata, "obs_names", "adata")  # results are joined to cells by name
     check_counts(adata, layer)
     check_no_empty_cells(adata, layer)
 

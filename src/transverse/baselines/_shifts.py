@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from transverse._similarity import similarity_weights
 from transverse._validation import examples
 
 from ._response import ResponseBaseline
@@ -94,10 +95,7 @@ class MeanShift(ResponseBaseline):
         sources = self._elsewhere(name, sources)
         weights = None
         if self.weights == "similarity":
-            distances = self._distances(context, sources)
-            nearest = distances.min()
-            # relative to the nearest, whose weight cannot vanish then
-            weights = np.exp((nearest - distances) / (self.bandwidth * nearest)) if nearest > 0 else distances == 0
+            weights = similarity_weights(self._distances(context, sources), self.bandwidth)
         return np.average([self._shifts[name, c] for c in sources], axis=0, weights=weights), sources
 
 

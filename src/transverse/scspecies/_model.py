@@ -12,7 +12,6 @@ from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalJointObsField, CategoricalObsField, LayerField, NumericalJointObsField
 from scvi.model import SCVI
-from scvi.model.base import BaseModelClass
 from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
@@ -21,11 +20,11 @@ from transverse._compat import (
     categories_per_covariate,
     devices_dsp,
     init_library_size,
-    saved_var_names,
     use_distributed_sampler,
     vae_kwargs,
 )
-from transverse._validation import align_genes, check_n_neighbors, check_setup
+from transverse._model_base import GeneAlignedModel
+from transverse._validation import check_n_neighbors, check_setup
 from transverse.pp import match_orthologs
 
 from ._comparison import ComparisonMixin
@@ -49,7 +48,7 @@ from ._novelty import centered_distance
 from ._training_plan import ScSpeciesTrainingPlan
 
 
-class ScSpecies(ExpressionMixin, ComparisonMixin, InterpretationMixin, InferenceMixin, BaseModelClass):
+class ScSpecies(ExpressionMixin, ComparisonMixin, InterpretationMixin, InferenceMixin, GeneAlignedModel):
     r"""scSpecies :cite:p:`Schaechter2025`: a scVI model of one species carried to another.
 
     A model trained on an annotated *context* species lends the inner layers of its encoder to a new model of the
@@ -405,37 +404,6 @@ class ScSpecies(ExpressionMixin, ComparisonMixin, InterpretationMixin, Inference
         finally:
             self.module.choices = None
         self._review_alignment()
-
-    @classmethod
-    def load(cls, dir_path: str, adata: AnnData | None = None, *args, **kwargs) -> ScSpecies:
-        """Load a model saved with :meth:`save`; see :meth:`scvi.model.SCVI.load`.
-
-        Genes of ``adata`` in another order, or more genes than the model knows, are put right in a copy; missing genes
-        are refused.
-
-        Parameters
-        ----------
-        dir_path
-            Folder of the model.
-        adata
-            Target data. Without it, data saved with the model; ``False`` loads the model alone.
-        *args, **kwargs
-            Further arguments of :meth:`scvi.model.SCVI.load`: ``accelerator``, ``device``, ``prefix``.
-
-        Notes
-        -----
-        The file is scvi-tools' own format, which is read by unpickling: load only models from sources that you trust.
-        """
-        names = saved_var_names(dir_path, kwargs.get("prefix")) if isinstance(adata, AnnData) else None
-        if names:
-            adata = align_genes(adata, names)
-        return super().load(dir_path, adata, *args, **kwargs)
-
-    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
-        names = getattr(self, "var_names_", None)
-        if adata is not None and names is not None:
-            adata = align_genes(adata, names)
-        return super()._validate_anndata(adata, copy_if_view=copy_if_view)
 
 
 # What the target's network takes over from the context's.

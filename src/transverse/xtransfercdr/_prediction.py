@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi.utils import track
+
+from transverse._compat import registered_layer
+from transverse._validation import align_genes, check_log_normalized, examples
+from transverse.pp._perturbations import clean, parts
+
+from ._cells import Cells
+from ._design import canonical_names
+from ._sources import UNKNOWN, Effect, EffectTable, SourceWeights, choose_parts, leak_of
+
+Output = Literal["change", "decoded"]
+
+
+class PredictionMixin:
+    """What a perturbation does to the cells of a context, from what it did elsewhere."""
+
+    def predict(
+        self,
+        perturbation: str | Sequence[str],
+        context: str | None = None,
+        *,
+        source: str | Sequence[str] | None = None,
+        basal: Literal["control", "reference"] = "control",
+        controls: AnnData | None = None,
+        reference: AnnData | None = None,
+        strengths: Sequence[float] | None = None,
+        source_weights: SourceWeights = "similarity",
+        bandwidth: float = 1.0,
+        output: Output = "change",
+        n_samples: int = 0,
+        allow_leak: bool = False,
+        batch_size: int = 512,
+        seed: int = 0,
+    ) -> AnnData:
+        r"""Predict what a perturbation, or a combination, does to the control cells of a context.
+
+        .. math::
+
+            \hat x = D\left(E_S(c) + \sum_k s_k \sum_{c'} w_{c'} \bar P_{k c'}\right)
+
+        with a control cell :math:`c` of the context and, for each part :math:`k` of the perturbation, the mean effect
+        :math:`\bar P_{k c'}` over its training cells in other contexts :math:`c'`. Cells of the asked perturbation in the
+        asked context never lend it their effect, unless ``allow_leak``.
+
+        Parameters
+        ----------
+        perturbation
+            Its name, or several for a combination, ``["A", "B"]`` or ``"A+B"``. The effect of a combination that was
+            measured in another context is taken from there; of others, that of their parts is summed, which the predicted
+            context may have lent.
+        context
+            Context to predict; may be left out if there is only one.
+        source
+            Contexts to take the effect from, by default all others.
+        basal
+            Start from ``"control"`` cells of the context, or from the ``"reference"`` cells that carry the first part, as
+            the reference's code does for combinations: a row for each, :math:`D(E_S(r) + E_P(r) + \dots)`. For a single
+            perturbation this reconstructs the cells themselves.
+        controls
+            Control cells to start from, by default those of the context in the training. Read from the layer that the
+            model was set up with.
+        reference
+            Cells to take the effect from instead of training cells, also of perturbations that were not trained on, with
+            the perturbation in ``obs`` (all cells if there is no such column).
+        strengths
+            Factor :math:`s_k` on the effect of each part; by default 1.
+        source_weights
+            Of the contexts: by ``"similarity"`` of their control cells to those that are predicted (ours, see
+            :class:`transverse.baselines.MeanShift`), ``"uniform"``, or by number of ``"cells"``.
+        bandwidth
+            Of the similarity.
+        output
+            ``"change"`` (ours) adds the decoded change to the control cell, :math:`c + D(S + P) - D(S)`, which leaves out
+            what the autoencoder loses of the cell. ``"decoded"`` (paper) is :math:`D(S + P)` itself.
+        n_samples
+            Reference cells to draw for each row; the standard deviation of the prediction over their single effects is
+            added as ``layers["std"]``. 0 leaves it out.
+        allow_leak
+            Accept a source that shows the answer; ``uns`` then says so.
+        batch_size
+            Cells in a mini-batch; does not change the result.
+        seed
+            Of the drawn reference cells.
+
+        Returns
+        -------
+        AnnData with a row for each starting cell:
+
+        - ``X``: predicted expression, on the scale of the training data, float32; with ``output="change"`` not clipped at 0
+        - ``layers["control"]``: the starting cell, what the prediction is a change of; for ``output="decoded"`` and
+          ``basal="control"`` too. For ``basal="reference"`` its decoded basal state
+        - ``layers["decoded_control"]``: :math:`D(S)`, from which ``output="decoded"`` may also be taken as a change
+        - ``layers["std"]`` (with ``n_samples``)
+        - ``obs``: perturbation, as it was asked for, context, and the name of the starting cell (``control_cell``, or
+          ``reference_cell``)
+        - ``uns["prediction"]``: what was predicted, how, from which contexts, on which scale; ``leak`` (``"none"``, ``"same
+          condition, other cells"``, ``"same cell"`` or ``"unknown"``) and whether the condition was trained on
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        KeyError
+            If the perturbation or a context is unknown.
+        ValueError
+            If nothing was measured to take the effect from, or it would be a leak; if ``controls`` or ``reference`` lack
+            genes, are raw counts, or have other cells than they should.
+        """
+        self._check_if_trained(warn=False)
+        for name, value, known in (
+            ("basal", basal, ("control", "reference")),
+            ("source_weights", source_weights, ("similarity", "uniform", "cells")),
+            ("output", output, ("change", "decoded")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, known))}.")
+        if n_samples < 0 or n_samples == 1:
+            raise ValueError(f"n_samples={n_samples} must be 0, or at least 2 to have a spread.")
+        name = self._perturbation_name(perturbation)
+        context = self._context_name(context, controls)
+        singles = parts(name, self._setup_arguments["delimiter"])
+        given = None if reference is None else self._reference_cells(reference, singles)
+        table = self._effect_table(given)
+        self._check_known(name, singles, table, reference)
+        chosen = choose_parts(table, name, singles, context, self._check_sources(source, table), allow_leak)
+        scales = _check_strengths(strengths, list(chosen))
+        start = self._control_cells(context, controls)
+        distances = self._distances(context, None if controls is None else start.mean())
+        effects = [table.take(part, where, distances, source_weights, bandwidth) for part, where in chosen.items()]
+        n_own = int(basal == "reference")  # the first part's effect is each reference cell's own
+        if n_own:
+            start = _carriers(self._training_cells() if given is None else given, effects[0])
+        mixed = list(zip(scales[n_own:], effects[n_own:], strict=True))
+        draws = []
+        if n_samples:
+            if not mixed:
+                raise ValueError("n_samples has nothing to draw: with basal='reference' every cell has its own effect.")
+            carriers = self._training_cells() if given is None else given
+            draws = self._draw_effects(carriers, mixed, (len(start), n_samples), batch_size, seed)
+
+        shift = sum((scale * effect.mean for scale, effect in mixed), np.zeros(self.module.n_latent))
+        layers: dict[str, list[np.ndarray]] = {"start": [], "decoded_control": [], "decoded": [], "std": []}
+        done = 0
+        n_batches = -(-len(start) // batch_size)
+        for x in track(start.batches(batch_size), total=n_batches, description="Predicting...", disable=n_batches < 20):
+            state, own = self._encode(x)
+            layers["decoded_control"].append(self._decode(state))
+            if n_own:
+                state = state + scales[0] * own
+            layers["start"].append(x)
+            layers["decoded"].append(self._decode(state + shift))
+            if draws:
+                rows = slice(done, done + len(x))
+                sampled = (sum(s * cells[drawn[rows, k]] for s, cells, drawn in draws) for k in range(n_samples))
+                layers["std"].append(np.std([self._decode(state + effect) for effect in sampled], axis=0, ddof=1))
+            done += len(x)
+        found = {key: np.concatenate(blocks) for key, blocks in layers.items() if blocks}
+        if n_own:
+            found["start"] = found["decoded_control"]
+        x = found.pop("decoded")
+        if output == "change":
+            x = found["start"] + (x - found["decoded_control"])
+        found["control"] = found.pop("start")
+        pred = AnnData(x, obs=self._prediction_obs(perturbation, context, basal, start.names), layers=found)
+        pred.var_names = pd.Index(self.var_names_, dtype=object)
+        pred.uns["prediction"] = {
+            "method": type(self).__name__,
+            "perturbation": name,
+            "context": context,
+            "source": sorted({c for where in chosen.values() for c in where}),
+            "parts": list(chosen),
+            "basal": basal,
+            "output": output,
+            "scale": "that of the training data",
+            "leak": leak_of(chosen, name, context, same_cell=bool(n_own)),
+            "in_training": (name, context) in self._effect_table(None).conditions,
+        }
+        return pred
+
+    def _perturbation_name(self, perturbation: str | Sequence[str]) -> str:
+        arguments = self._setup_arguments
+        several = pd.api.types.is_list_like(perturbation)
+        name = clean(
+            [str(one) for one in perturbation] if several else str(perturbation),
+            arguments["control"],
+            arguments["delimiter"],
+        )
+        if name == arguments["control"]:
+            raise ValueError(f"perturbation={perturbation!r} is the control.")
+        return name
+
+    def _context_name(self, context: str | None, controls: AnnData | None) -> str:
+        known = list(self.control_means_)
+        if self._setup_arguments["context_key"] is None:
+            if context is not None:
+                raise KeyError(f"context={context!r} is unknown: the model was set up with context_key=None.")
+            return ""
+        if context is None:
+            if len(known) != 1:
+                raise ValueError(f"context is needed, one of {examples(known)}.")
+            return known[0]
+        if str(context) not in known and controls is None:
+            raise KeyError(
+                f"context={context!r} has no control cells in the training. Contexts that have: {examples(known)}. "
+                "Pass the control cells of another as controls=."
+            )
+        return str(context)
+
+    def _check_known(self, name: str, singles: Sequence[str], table: EffectTable, reference: AnnData | None) -> None:
+        known = {perturbation for perturbation, _ in table.conditions}
+        unknown = [single for single in singles if single not in known]
+        if unknown and name not in known:
+            where = "in reference" if reference is not None else "in the training"
+            hint = "" if reference is not None else " Pass cells that had it, from another context, as reference=."
+            raise KeyError(
+                f"Unknown perturbation: {examples(unknown)}. Known {where}: {examples(sorted(known))}.{hint}"
+            )
+
+    def _check_sources(self, source: str | Sequence[str] | None, table: EffectTable) -> list[str] | None:
+        if source is None:
+            return None
+        sources = [str(one) for one in (source if pd.api.types.is_list_like(source) else [source])]
+        known = sorted({context for _, context in table.conditions})
+        if unknown := [one for one in sources if one not in known]:
+            raise KeyError(f"source has unknown contexts: {examples(unknown)}. Known: {examples(known)}.")
+        return sources
+
+    def _effect_table(self, given: Cells | None) -> EffectTable:
+        if given is not None:
+            effects = np.concatenate([self._encode(x)[1] for x in given.batches(2048)])
+            return EffectTable.from_cells(given.perturbations, given.contexts, effects)
+        conditions = zip(self.effects_["perturbation"], self.effects_["context"], strict=True)
+        return EffectTable(list(conditions), self.effects_["mean"], self.effects_["n_cells"])
+
+    def _distances(self, context: str, mean: np.ndarray | None) -> dict[str, float]:
+        """Squared distance of the control means of the training to that of the cells that are predicted."""
+        mean = self.control_means_[context] if mean is None else mean
+        distances = {other: float(((m - mean) ** 2).sum()) for other, m in self.control_means_.items()}
+        return distances | {context: 0.0}
+
+    def _draw_effects(
+        self, carriers: Cells, mixed: Sequence[tuple[float, Effect]], shape: tuple[int, int], batch_size: int, seed: int
+    ) -> list[tuple[float, np.ndarray, np.ndarray]]:
+        """Of each part its strength, the effects of its single cells, and which of them are drawn."""
+        rng = np.random.default_rng(seed)
+        draws = []
+        for scale, effect in mixed:
+            cells = _carriers(carriers, effect)
+            effects = np.concatenate([self._encode(x)[1] for x in cells.batches(batch_size)])
+            share = {c: w / (cells.contexts == c).sum() for c, w in zip(effect.contexts, effect.weights, strict=True)}
+            probability = np.array([share[c] for c in cells.contexts])
+            draws.append((scale, effects, rng.choice(len(cells), size=shape, p=probability / probability.sum())))
+        return draws
+
+    def _training_cells(self) -> Cells:
+        """Cells that the model was trained on; of other data than those, all."""
+        if self.adata is None:
+            raise ValueError(
+                "The model was loaded without data. Load it with the training data, or pass controls= (and reference=, where "
+                "single cells of the perturbation are needed)."
+            )
+        rows = np.flatnonzero(self.adata.obs_names.isin(self.training_cells_))
+        rows = np.arange(self.adata.n_obs) if not len(rows) else rows
+        names = self._names()
+        layer = registered_layer(self.adata_manager)
+        return Cells(self.adata, rows, layer, names["perturbation"][rows], names["context"][rows])
+
+    def _control_cells(self, context: str, controls: AnnData | None) -> Cells:
+        control = self._setup_arguments["control"]
+        if controls is None:
+            cells = self._training_cells()
+            cells = cells.where((cells.perturbations == control) & (cells.contexts == context))
+            if not len(cells):
+                raise ValueError(f"adata has no control cells of context={context!r}. Pass some as controls=.")
+            return cells
+        cells = self._foreign_cells(controls, "controls", control, context)
+        for key, found, expected in (
+            ("perturbation_key", cells.perturbations, control),
+            ("context_key", cells.contexts, context),
+        ):
+            if len(other := found[found != expected]):
+                column = self._setup_arguments[key]
+                raise ValueError(
+                    f"controls must have only cells with {expected!r} in obs[{column!r}], but has {examples(np.unique(other))}."
+                )
+        return cells
+
+    def _reference_cells(self, reference: AnnData, singles: Sequence[str]) -> Cells:
+        key = self._setup_arguments["perturbation_key"]
+        if isinstance(reference, AnnData) and key not in reference.obs and len(singles) > 1:
+            raise ValueError(
+                f"reference needs obs[{key!r}], to tell which cells had which of the perturbations {examples(singles)}."
+            )
+        return self._foreign_cells(reference, "reference", singles[0], UNKNOWN)
+
+    def _foreign_cells(self, adata: AnnData, argument: str, perturbation: str, context: str) -> Cells:
+        """Cells of the user's, checked; what their ``obs`` does not say is as given."""
+        if not isinstance(adata, AnnData):
+            raise TypeError(f"{argument} must be an AnnData, but got {type(adata).__name__}.")
+        if adata.n_obs == 0:
+            raise ValueError(f"{argument} has no cells.")
+        arguments = self._setup_arguments
+        layer = registered_layer(self.adata_manager) if self.adata is not None else arguments["layer"]
+        adata = align_genes(adata, self.var_names_, argument)
+        check_log_normalized(adata, layer, argument)
+        labels = []
+        for key, otherwise in ((arguments["perturbation_key"], perturbation), (arguments["context_key"], context)):
+            if key is None:
+                otherwise = ""
+            found = adata.obs[key] if key in adata.obs else pd.Series(otherwise, index=adata.obs_names)
+            if found.isna().any():
+                raise ValueError(f"{argument}.obs[{key!r}] is missing for {int(found.isna().sum())} cells.")
+            labels.append(found.astype(str).to_numpy(dtype=object))
+        names = canonical_names(labels[0], arguments["control"], arguments["delimiter"])
+        return Cells(adata, np.arange(adata.n_obs), layer, names, labels[1])
+
+    def _prediction_obs(
+        self, perturbation: str | Sequence[str], context: str, basal: str, cells: pd.Index
+    ) -> pd.DataFrame:
+        arguments = self._setup_arguments
+        # under the name that was asked for: it is that of the data which the prediction is held against
+        asked = perturbation
+        if not isinstance(perturbation, str):
+            several = perturbation if pd.api.types.is_list_like(perturbation) else [perturbation]
+            asked = (arguments["delimiter"] or "").join(map(str, several))
+        obs = {arguments["perturbation_key"]: asked, f"{basal}_cell": cells.to_numpy()}
+        if arguments["context_key"] is not None:
+            obs[arguments["context_key"]] = context
+        # text as objects, which every version of anndata can write
+        obs = pd.DataFrame(obs, index=cells.astype(object), dtype=object)
+        for key in (arguments["perturbation_key"], arguments["context_key"]):
+            if key is not None:
+                obs[key] = obs[key].astype("category")
+        return obs
+
+    @torch.inference_mode()
+    def _store_effects(self) -> None:
+        """Mean effects of the training conditions and mean control cells of the contexts, which predictions rest on."""
+        self.training_cells_ = self.adata.obs_names[np.sort(self.train_indices)].tolist()
+        cells = self._training_cells()
+        control = self._setup_arguments["control"]
+        treated = cells.where(cells.perturbations != control)
+        table = self._effect_table(treated)
+        self.effects_ = {
+            "perturbation": [name for name, _ in table.conditions],
+            "context": [context for _, context in table.conditions],
+            "mean": table.means,
+            "n_cells": table.n_cells,
+        }
+        controls = cells.where(cells.perturbations == control)
+        self.control_means_ = {
+            str(context): controls.where(controls.contexts == context).mean()
+            for context in np.unique(controls.contexts)
+        }
+
+
+def _carriers(cells: Cells, effect: Effect) -> Cells:
+    """The cells that an effect is taken from."""
+    return cells.where((cells.perturbations == effect.name) & np.isin(cells.contexts.astype(str), effect.contexts))
+
+
+def _check_strengths(strengths: Sequence[float] | None, found: Sequence[str]) -> list[float]:
+    if strengths is None:
+        return [1.0] * len(found)
+    scales = [float(s) for s in (strengths if pd.api.types.is_list_like(strengths) else [strengths])]
+    if len(scales) != len(found):
+        raise ValueError(f"strengths must have one number for each of {examples(found)}, but has {len(scales)}.")
+    if not np.isfinite(scales).all():
+        raise ValueError(f"strengths must be finite, but got {scales}.")
+    return scales

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi.utils import track
+
+from transverse._compat import registered_layer
+
+from ._additivity import latent_additivity
+from ._cells import Cells
+
+
+class RepresentationMixin:
+    """Basal states and effects of cells, and what they say of perturbations."""
+
+    def get_basal_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        r"""Basal state :math:`S = E_S(x)` of cells: what they are without their perturbation.
+
+        Parameters
+        ----------
+        adata
+            Data with the genes of the training data; by default the training data.
+        indices
+            Cells to use; by default all.
+        batch_size
+            Cells in a mini-batch; does not change the result.
+
+        Returns
+        -------
+        Array of shape ``(n_cells, n_latent)``, non-negative.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        """
+        return self._representations(adata, indices, batch_size)[0]
+
+    def get_perturbation_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        groupby: Literal["cell", "perturbation", "condition"] = "cell",
+    ) -> np.ndarray | pd.DataFrame:
+        r"""Effect :math:`P = E_P(x)` of the perturbation of cells, or its mean over the cells of a perturbation.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_basal_representation`.
+        groupby
+            ``"cell"``, or the mean over the cells of each ``"perturbation"``, or of each ``"condition"``, a perturbation in
+            a context. Means of a perturbation weigh its contexts equally.
+
+        Returns
+        -------
+        Array of shape ``(n_cells, n_latent)``, non-negative; or a table of shape ``(n_groups, n_latent)``, whose index
+        has the perturbation, or perturbation and context.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        """
+        if groupby not in ("cell", "perturbation", "condition"):
+            raise ValueError(f"groupby={groupby!r} must be 'cell', 'perturbation' or 'condition'.")
+        effects = self._representations(adata, indices, batch_size)[1]
+        if groupby == "cell":
+            return effects
+        names = self._names(adata if adata is None else self._validate_anndata(adata))
+        chosen = slice(None) if indices is None else np.asarray(indices)
+        by = [pd.Index(names[key][chosen], name=key) for key in ("perturbation", "context")]
+        means = pd.DataFrame(effects).groupby(by).mean()
+        return means if groupby == "condition" else means.groupby(level="perturbation").mean()
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        r"""What the decoder makes a cell of, :math:`S + P`; arguments as in :meth:`get_basal_representation`.
+
+        Returns
+        -------
+        Array of shape ``(n_cells, n_latent)``.
+        """
+        basal, effects = self._representations(adata, indices, batch_size)
+        return basal + effects
+
+    def get_perturbation_similarity(
+        self,
+        groupby: Literal["perturbation", "condition"] = "perturbation",
+        metric: Literal["cosine", "pearson"] = "cosine",
+    ) -> pd.DataFrame:
+        r"""How alike the mean effects of perturbations are.
+
+        Parameters
+        ----------
+        groupby
+            As in :meth:`get_perturbation_representation`, over the training data. The mean effect of the control is taken
+            from every other first.
+        metric
+            ``"cosine"`` or ``"pearson"``, over the latent units.
+
+        Returns
+        -------
+        Symmetric table with perturbations, or conditions as ``"perturbation | context"``, in both directions, without the
+        control. Drawn by :func:`transverse.pl.similarity_heatmap`.
+        """
+        if metric not in ("cosine", "pearson"):
+            raise ValueError(f"metric={metric!r} must be 'cosine' or 'pearson'.")
+        means = self._effects_against_control(groupby)
+        values = means.to_numpy()
+        if metric == "pearson":
+            values = values - values.mean(axis=1, keepdims=True)
+        norm = np.linalg.norm(values, axis=1, keepdims=True)
+        unit = np.divide(values, norm, out=np.zeros_like(values), where=norm > 0)
+        labels = means.index if groupby == "perturbation" else [" | ".join(pair) for pair in means.index]
+        return pd.DataFrame(unit @ unit.T, index=pd.Index(labels), columns=pd.Index(labels))
+
+    def _effects_against_control(self, groupby: str) -> pd.DataFrame:
+        """Mean effects of perturbations or conditions minus that of the control, of the same context if by condition."""
+        control = self._setup_arguments["control"]
+        means = self.get_perturbation_representation(groupby="condition")
+        shifts = {}
+        for context, group in means.groupby(level="context"):
+            group = group.droplevel("context")
+            if control in group.index:
+                group = group.drop(index=control) - group.loc[control]
+            shifts[context] = group
+        table = pd.concat(shifts, names=["context"]).swaplevel().sort_index()
+        return table.groupby(level="perturbation").mean() if groupby == "perturbation" else table
+
+    def get_latent_additivity(self) -> pd.DataFrame:
+        r"""Whether effects of combinations are the sum of those of their singles, as predictions assume.
+
+        For every combination that was measured beside all its singles in one context, the mean effect
+        :math:`\bar P^{ab}` over its cells beside :math:`\bar P^a + \bar P^b`, both against the mean effect of the context's
+        control cells.
+
+        Returns
+        -------
+        A row for each combination and context:
+
+        - ``cosine``: between measured and sum
+        - ``best_single``: the highest cosine of the combination with one of its singles alone
+        - ``cosine_others``: the mean cosine with sums of as many other singles of the context; what to expect by chance
+        - ``length_ratio``: length of the measured effect in that of the sum; below 1 where effects saturate
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If no combination was measured beside its singles.
+        """
+        table = self._effects_against_control("condition")
+        return latent_additivity(table, self._setup_arguments["delimiter"])
+
+    def _representations(
+        self, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        self._check_if_trained(warn=False)
+        adata = self._validate_anndata(adata)
+        indices = np.arange(adata.n_obs) if indices is None else np.asarray(indices)
+        if indices.dtype == bool:
+            indices = np.flatnonzero(indices)
+        # rows of a backed file come in the order of the file
+        unique, inverse = np.unique(indices, return_inverse=True)
+        layer = registered_layer(self.get_anndata_manager(adata, required=True))
+        size = batch_size or 512
+        n_batches = -(-len(unique) // size)
+        batches = Cells(adata, unique, layer, unique, unique).batches(size)
+        batches = track(batches, total=n_batches, description="Encoding...", disable=n_batches < 100)
+        encoded = [self._encode(x) for x in batches]
+        basal, effects = (np.concatenate(part) for part in zip(*encoded, strict=True))
+        return basal[inverse], effects[inverse]
+
+    @torch.inference_mode()
+    def _encode(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Basal states and effects of some profiles."""
+        self.module.eval()
+        outputs = self.module.inference(torch.from_numpy(x))
+        return outputs["basal"].cpu().numpy(), outputs["effect"].cpu().numpy()
+
+    @torch.inference_mode()
+    def _decode(self, z: np.ndarray) -> np.ndarray:
+        """Expression from sums of basal states and effects."""
+        self.module.eval()
+        return self.module.generative(torch.from_numpy(np.ascontiguousarray(z, dtype=np.float32)))["x"].cpu().numpy()

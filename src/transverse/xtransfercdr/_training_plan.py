@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from scvi.train import TrainingPlan
+
+
+class XTransferCDRTrainingPlan(TrainingPlan):
+    """Adam with a step schedule, and every term of the loss in the history.
+
+    Parameters
+    ----------
+    module
+        A :class:`~transverse.xtransfercdr.XTransferCDRModule`.
+    lr, weight_decay, eps
+        Of Adam; the weight decay is an L2 penalty, as in the reference (2e-4, 5e-4, PyTorch's 1e-8).
+    lr_factor
+        The learning rate is multiplied by it after every ``lr_step_epochs`` (reference: 0.5); 1 keeps the rate.
+    lr_step_epochs
+        By default 8 of 60 epochs, as in the reference, in proportion to the epochs of this training.
+    **kwargs
+        Keyword arguments of :class:`scvi.train.TrainingPlan`.
+    """
+
+    def __init__(
+        self,
+        module,
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 5e-4,
+        eps: float = 1e-8,
+        lr_factor: float = 1.0,
+        lr_step_epochs: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, lr_factor=lr_factor, **kwargs)
+        self.lr_step_epochs = lr_step_epochs
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Loss of a mini-batch of pairs."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        """Log the loss of a mini-batch of pairs."""
+        self._step(batch, "validation")
+
+    def _step(self, batch: dict[str, torch.Tensor], mode: str) -> torch.Tensor:
+        _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
+        values = {f"{name}_{mode}": value for name, value in output.extra_metrics.items()}
+        options = {
+            "on_step": self.on_step,
+            "on_epoch": self.on_epoch,
+            "batch_size": output.n_obs_minibatch,
+            "sync_dist": self.use_sync_dist,
+        }
+        self.log_dict(values, **options)
+        self.log(f"{mode}_loss", output.loss.detach(), prog_bar=mode == "train", **options)
+        return output.loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Adam and its schedule."""
+        config = super().configure_optimizers()
+        if "lr_scheduler" not in config and self.lr_factor != 1:
+            every = self.lr_step_epochs or ceil(self.trainer.max_epochs * 8 / 60)
+            schedule = torch.optim.lr_scheduler.StepLR(config["optimizer"], every, gamma=self.lr_factor)
+            config["lr_scheduler"] = {"scheduler": schedule, "interval": "epoch"}
+        return config
+
+
+class KeepBest(Callback):
+    """Keeps the weights of the epoch with the lowest validation loss, and puts them back after training.
+
+    Of averaged weights, if it comes before the callback that averages them.
+    """
+
+    def __init__(self, monitor: str = "validation_loss"):
+        self.monitor = monitor
+        self.best = float("inf")
+        self.epoch: int | None = None
+        self._state: dict[str, torch.Tensor] | None = None
+        self._validated: dict[str, torch.Tensor] | None = None
+
+    def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        """Copy the weights that were validated: an average is taken out of the model before its loss is known."""
+        state = pl_module.module.state_dict()
+        self._validated = {key: tensor.detach().cpu().clone() for key, tensor in state.items()}
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        """Keep the copy if it is better."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is not None and float(value) < self.best:
+            self.best, self.epoch, self._state = float(value), trainer.current_epoch, self._validated
+        self._validated = None
+
+    def on_fit_end(self, trainer, pl_module) -> None:
+        """Put the best weights back, after any average was."""
+        if self._state is not None:
+            pl_module.module.load_state_dict(self._state)
+
+
+def moving_average(decay: float) -> WeightAveraging:
+    """Callback that trains on the current weights and validates and ends on their exponential moving average.
+
+    The average looks back over about a tenth of the steps made, and ``1 / (1 - decay)`` at most, so that short trainings
+    forget their start as well. Statistics of batch normalisation are averaged with the weights.
+    """
+
+    def average(averaged: torch.Tensor, current: torch.Tensor, n_averaged: torch.Tensor | int) -> torch.Tensor:
+        share = min(decay, (1 + int(n_averaged)) / (10 + int(n_averaged)))
+        return share * averaged + (1 - share) * current
+
+    return WeightAveraging(avg_fn=average)
