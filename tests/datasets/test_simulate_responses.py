@@ -116,6 +116,20 @@ def test_nothing_specific_is_the_same_shift_everywhere():
     np.testing.assert_array_equal(values, np.broadcast_to(values[0], values.shape))
 
 
+def test_saturated_effects_set_a_level():
+    options = {**TINY, "specific_share": 0}
+    plain, adata = simulate_responses(**options), simulate_responses(**options, saturation=1)
+    baseline = adata.varm["true_baseline"].T
+    np.testing.assert_array_equal(baseline, plain.varm["true_baseline"].T)
+    changed = effects(plain) != 0
+    treated = baseline[:, None] + effects(adata)
+    np.testing.assert_allclose(treated[changed].reshape(4, -1).std(0), 0, atol=1e-6)
+    np.testing.assert_array_equal(effects(adata)[~changed], 0)
+    assert treated.min() > 0
+    half = effects(simulate_responses(**options, saturation=0.5))
+    np.testing.assert_allclose(half, (effects(plain) + effects(adata)) / 2, atol=1e-6)
+
+
 def test_all_specific_is_uncorrelated_between_groups():
     adata = simulate_responses(
         n_perturbations=20, specific_share=1, n_cells_per_condition=1, n_control_cells_per_context=1
@@ -377,6 +391,7 @@ def test_parameters_are_stored():
         ({"effect_share": 1.1}, "effect_share: expected a share from 0 to 1, but got 1.1"),
         ({"specific_share": -0.1}, "specific_share: expected a share from 0 to 1, but got -0.1"),
         ({"group_share": np.nan}, "group_share: expected a share from 0 to 1, but got nan"),
+        ({"saturation": 2}, "saturation: expected a share from 0 to 1, but got 2"),
         ({"interaction": 2}, "interaction: expected a share from 0 to 1, but got 2"),
         ({"missing_share": "half"}, "missing_share: expected a share from 0 to 1, but got 'half'"),
         ({"effect_sd": -1}, "effect_sd: expected a number of at least 0, but got -1"),

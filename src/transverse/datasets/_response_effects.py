@@ -18,7 +18,7 @@ _AT_LEAST_ONE = (
     "n_control_cells_per_context",
     "n_replicates",
 )
-_SHARES = ("effect_share", "specific_share", "group_share", "interaction", "missing_share")
+_SHARES = ("effect_share", "specific_share", "group_share", "saturation", "interaction", "missing_share")
 _NOT_NEGATIVE = ("effect_sd", "base_sd", "context_sd", "replicate_sd", "library_sd")
 _STEADY_SHARE = 0.1
 
@@ -93,7 +93,9 @@ def single_effects(rngs: dict, params: dict, groups: np.ndarray, baseline: np.nd
         changed = rank < round(params["effect_share"] * variance_share * len(pool))
         effects[..., pool] += (changed * rngs[name].normal(0, params["effect_sd"], shape))[level]
     # The lowest baseline over contexts, for a bound that differed would make a shared shift differ.
-    return np.maximum(effects, -baseline.min(0) / 2)
+    bounded = np.maximum(effects, -baseline.min(0) / 2)
+    deviation = (baseline - baseline.mean(0))[:, None]
+    return bounded - params["saturation"] * np.where(effects != 0, deviation, 0)
 
 
 def with_doubles(

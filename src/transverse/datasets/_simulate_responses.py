@@ -37,6 +37,7 @@ def simulate_responses(
     effect_sd: float = 0.7,
     specific_share: float = 0.4,
     group_share: float = 0.6,
+    saturation: float = 0.0,
     interaction: float = 0.0,
     doses: Sequence[float] | None = None,
     missing_share: float = 0.0,
@@ -67,15 +68,23 @@ def simulate_responses(
     the same in all contexts, one in those of a group :math:`k(c)`, and one is the context's own. Each part changes
     genes of its own (:math:`m` is 0 or 1) by standard normal amounts :math:`z`, as many genes as its share of the
     variance: :math:`1 - s`, :math:`s w` and :math:`s (1 - w)` of the ``effect_share``, with the ``specific_share``
-    :math:`s` and the ``group_share`` :math:`w`. For the two singles 1 and 2 of a double,
+    :math:`s` and the ``group_share`` :math:`w`. With the ``saturation`` :math:`q`, of a changed gene a context's deviation
+    from the mean baseline is lost as well,
+
+    .. math::
+
+        e_{cpg} \leftarrow e_{cpg} - q\, (b_{cg} - \bar b_g),
+
+    so that at :math:`q = 1` what all contexts share of an effect is no shift but a level, the same for all whatever they
+    started from. For the two singles 1 and 2 of a double,
 
     .. math::
 
         e_{12} = \sqrt{1 - i}\, (e_1 + e_2) + \sqrt{i\, (e_1^2 + e_2^2)}\; z_g, \qquad z_g \sim \mathcal{N}(0, 1),
 
     with the ``interaction`` :math:`i` and one :math:`z_g` a gene and double, the same in all contexts (at a dose, with
-    :math:`h_p(d) e_p` for :math:`e_p`). A single lowers a gene by half its lowest baseline over contexts at most, and a
-    double by all of it: no expectation is negative, and sums stay exact.
+    :math:`h_p(d) e_p` for :math:`e_p`). Apart from the saturation, a single lowers a gene by half its lowest baseline over
+    contexts at most, and a double by all of it: no expectation is negative, and sums stay exact.
 
     Parameters
     ----------
@@ -107,6 +116,9 @@ def simulate_responses(
     group_share
         Share of that specific part, and of the contexts' deviations of the baseline, that the contexts of a group have
         in common.
+    saturation
+        Share of a context's deviation from the mean baseline that a changed gene loses. 0: effects add to the baseline; 1:
+        they set the expression of a gene, and no shift that was seen in other contexts is right.
     interaction
         Share of the variance of a double's effect that is not the sum of its singles; 0: exactly additive.
     doses

@@ -169,7 +169,7 @@ def resolve_pairing(
         raise ValueError(
             "pairing='context' needs a perturbation that was measured in two contexts. Use 'perturbation'."
         )
-    if pairing == "perturbation" and n["perturbation"] == 0 and not control_share:
+    if pairing == "perturbation" and not design.all_partners(pairing, control_share):
         raise ValueError(
             "pairing='perturbation' needs two perturbations in one context, or control cells as partners "
             "(control_share above 0). Use 'context'."

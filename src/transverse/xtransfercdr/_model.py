@@ -28,9 +28,22 @@ from ._training_plan import KeepBest, XTransferCDRTrainingPlan, moving_average
 
 logger = logging.getLogger(__name__)
 
+#: Arguments of the constructor and of :meth:`XTransferCDR.train` that follow the reference implementation.
+REFERENCE: dict[str, dict] = {
+    "model": {"n_hidden": (1024, 512, 256), "n_latent": 128, "n_residual_blocks": 3, "dropout_rate": 0.2},
+    "train": {
+        "max_epochs": 60,
+        "batch_size": 512,
+        "control_share": 0.0,
+        "resample": False,
+        "weight_averaging": None,
+        "plan_kwargs": {"lr": 2e-4, "lr_factor": 0.5},
+    },
+}
+
 
 class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
-    r"""XTransferCDR :cite:p:`Yu2025`: a perturbation's effect carried to another cellular context.
+    r"""XTransferCDR :cite:p:`Liu2025`: a perturbation's effect carried to another cellular context.
 
     Two encoders take a cell apart into a basal state :math:`S` and the effect :math:`P` of its perturbation; one decoder
     puts them together, :math:`\hat x = D(S + P)`. Swapping them between cells, in training, makes them separable, so
@@ -86,8 +99,8 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
         self,
         adata: AnnData | None = None,
         registry: dict | None = None,
-        n_hidden: Sequence[int] = (128,),
-        n_latent: int = 32,
+        n_hidden: Sequence[int] = (256,),
+        n_latent: int = 64,
         n_residual_blocks: int = 0,
         architecture: Architecture = "residual",
         dropout_rate: float = 0.1,
@@ -324,10 +337,13 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
     def _report_pairing(self, design: Design, options: dict) -> None:
         """Say what will be paired, and what the data do not allow."""
         partners = design.all_partners(options["pairing"], options["control_share"])
+        numbers = design.n_pairs
         self.pairing_ = {
             **options,
             "n_conditions": len(partners),
-            **{f"n_{k}_pairs": n for k, n in design.n_pairs.items()},
+            "n_perturbation_pairs": numbers["perturbation"],
+            "n_context_pairs": numbers["context"],
+            "n_combinations": numbers["combination"] if options["pairing"] != "context" else 0,
         }
         logger.info("Pairs: %s", self.pairing_)
         lost = [

@@ -97,7 +97,7 @@ def _quotas(sizes: np.ndarray, n_pairs: int, epoch: int, balance: bool) -> tuple
         bounds = np.arange(len(sizes) + 1)
         begun, ended = (np.diff(e * n_pairs * bounds // len(sizes)) for e in (epoch, epoch + 1))
         return ended - begun, begun
-    quotas = sizes + (np.arange(len(sizes)) < n_pairs - sizes.sum())
+    quotas = sizes + (n_pairs - sizes.sum() + np.arange(len(sizes))) // len(sizes)
     return quotas, epoch * quotas
 
 

@@ -32,6 +32,7 @@ class PredictionMixin:
         basal: Literal["control", "reference"] = "control",
         controls: AnnData | None = None,
         reference: AnnData | None = None,
+        combine: Literal["auto", "sum", "largest"] = "auto",
         strengths: Sequence[float] | None = None,
         source_weights: SourceWeights = "similarity",
         bandwidth: float = 1.0,
@@ -71,6 +72,10 @@ class PredictionMixin:
         reference
             Cells to take the effect from instead of training cells, also of perturbations that were not trained on, with
             the perturbation in ``obs`` (all cells if there is no such column).
+        combine
+            How the effects of several parts come together: ``"sum"`` in the latent space (paper), or ``"largest"`` (ours):
+            of the parts' decoded changes the largest of every gene, see :class:`transverse.baselines.LargestChange`. By
+            default the sum, if training had combinations beside their singles to learn it from, else the largest.
         strengths
             Factor :math:`s_k` on the effect of each part; by default 1.
         source_weights
@@ -120,11 +125,14 @@ class PredictionMixin:
             ("basal", basal, ("control", "reference")),
             ("source_weights", source_weights, ("similarity", "uniform", "cells")),
             ("output", output, ("change", "decoded")),
+            ("combine", combine, ("auto", "sum", "largest")),
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, known))}.")
         if n_samples < 0 or n_samples == 1:
             raise ValueError(f"n_samples={n_samples} must be 0, or at least 2 to have a spread.")
+        if n_samples and basal == "reference":
+            raise ValueError("n_samples has no use with basal='reference', where every cell has an effect of its own.")
         name = self._perturbation_name(perturbation)
         context = self._context_name(context, controls)
         singles = parts(name, self._setup_arguments["delimiter"])
@@ -136,40 +144,42 @@ class PredictionMixin:
         start = self._control_cells(context, controls)
         distances = self._distances(context, None if controls is None else start.mean())
         effects = [table.take(part, where, distances, source_weights, bandwidth) for part, where in chosen.items()]
-        n_own = int(basal == "reference")  # the first part's effect is each reference cell's own
-        if n_own:
-            start = _carriers(self._training_cells() if given is None else given, effects[0])
-        mixed = list(zip(scales[n_own:], effects[n_own:], strict=True))
-        draws = []
-        if n_samples:
-            if not mixed:
-                raise ValueError("n_samples has nothing to draw: with basal='reference' every cell has its own effect.")
+        if combine == "auto":
+            combine = "sum" if self.pairing_["n_combinations"] else "largest"
+        carriers = None
+        if basal == "reference" or n_samples:
             carriers = self._training_cells() if given is None else given
-            draws = self._draw_effects(carriers, mixed, (len(start), n_samples), batch_size, seed)
+        if basal == "reference":
+            start = _carriers(carriers, effects[0])
+        means = [scale * effect.mean for scale, effect in zip(scales, effects, strict=True)]
+        draws = (
+            self._draw_effects(carriers, effects, scales, (len(start), n_samples), batch_size, seed)
+            if n_samples
+            else []
+        )
 
-        shift = sum((scale * effect.mean for scale, effect in mixed), np.zeros(self.module.n_latent))
-        layers: dict[str, list[np.ndarray]] = {"start": [], "decoded_control": [], "decoded": [], "std": []}
-        done = 0
-        n_batches = -(-len(start) // batch_size)
+        layers: dict[str, list[np.ndarray]] = {"control": [], "decoded_control": [], "decoded": [], "std": []}
+        done, n_batches = 0, -(-len(start) // batch_size)
         for x in track(start.batches(batch_size), total=n_batches, description="Predicting...", disable=n_batches < 20):
             state, own = self._encode(x)
-            layers["decoded_control"].append(self._decode(state))
-            if n_own:
-                state = state + scales[0] * own
-            layers["start"].append(x)
-            layers["decoded"].append(self._decode(state + shift))
-            if draws:
-                rows = slice(done, done + len(x))
-                sampled = (sum(s * cells[drawn[rows, k]] for s, cells, drawn in draws) for k in range(n_samples))
-                layers["std"].append(np.std([self._decode(state + effect) for effect in sampled], axis=0, ddof=1))
+            # of the first part, a reference cell has an effect of its own
+            own = [scales[0] * own] if basal == "reference" else []
+            before = self._decode(state)
+            layers["control"].append(before if basal == "reference" else x)
+            layers["decoded_control"].append(before)
+            layers["decoded"].append(self._respond(state, before, own + means[len(own) :], combine))
+            if n_samples:
+                rows = np.arange(done, done + len(x))
+                sampled = [
+                    self._respond(state, before, [cells[drawn[rows, k]] for cells, drawn in draws], combine)
+                    for k in range(n_samples)
+                ]
+                layers["std"].append(np.std(sampled, axis=0, ddof=1))
             done += len(x)
         found = {key: np.concatenate(blocks) for key, blocks in layers.items() if blocks}
-        if n_own:
-            found["start"] = found["decoded_control"]
         x = found.pop("decoded")
         if output == "change":
-            x = found["start"] + (x - found["decoded_control"])
-        found["control"] = found.pop("start")
+            x = found["control"] + (x - found["decoded_control"])
         pred = AnnData(x, obs=self._prediction_obs(perturbation, context, basal, start.names), layers=found)
         pred.var_names = pd.Index(self.var_names_, dtype=object)
         pred.uns["prediction"] = {
@@ -178,13 +188,24 @@ class PredictionMixin:
             "context": context,
             "source": sorted({c for where in chosen.values() for c in where}),
             "parts": list(chosen),
+            "combine": combine if len(chosen) > 1 else "none",
             "basal": basal,
             "output": output,
             "scale": "that of the training data",
-            "leak": leak_of(chosen, name, context, same_cell=bool(n_own)),
+            "leak": leak_of(chosen, name, context, same_cell=basal == "reference"),
             "in_training": (name, context) in self._effect_table(None).conditions,
         }
         return pred
+
+    def _respond(
+        self, state: np.ndarray, before: np.ndarray, effects: Sequence[np.ndarray], combine: str
+    ) -> np.ndarray:
+        """Decoded response of basal states to the effects of all parts; ``before`` is what the states decode to."""
+        if combine == "sum" or len(effects) == 1:
+            return self._decode(state + sum(effects))
+        changes = np.stack([self._decode(state + effect) - before for effect in effects])
+        largest = np.abs(changes).argmax(axis=0)[None]
+        return before + np.take_along_axis(changes, largest, axis=0)[0]
 
     def _perturbation_name(self, perturbation: str | Sequence[str]) -> str:
         arguments = self._setup_arguments
@@ -248,17 +269,24 @@ class PredictionMixin:
         return distances | {context: 0.0}
 
     def _draw_effects(
-        self, carriers: Cells, mixed: Sequence[tuple[float, Effect]], shape: tuple[int, int], batch_size: int, seed: int
-    ) -> list[tuple[float, np.ndarray, np.ndarray]]:
-        """Of each part its strength, the effects of its single cells, and which of them are drawn."""
+        self,
+        carriers: Cells,
+        effects: Sequence[Effect],
+        scales: Sequence[float],
+        shape: tuple[int, int],
+        batch_size: int,
+        seed: int,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each part the effects of its single cells, and which of them are drawn."""
         rng = np.random.default_rng(seed)
         draws = []
-        for scale, effect in mixed:
+        for scale, effect in zip(scales, effects, strict=True):
             cells = _carriers(carriers, effect)
-            effects = np.concatenate([self._encode(x)[1] for x in cells.batches(batch_size)])
+            of_cells = np.concatenate([self._encode(x)[1] for x in cells.batches(batch_size)])
             share = {c: w / (cells.contexts == c).sum() for c, w in zip(effect.contexts, effect.weights, strict=True)}
             probability = np.array([share[c] for c in cells.contexts])
-            draws.append((scale, effects, rng.choice(len(cells), size=shape, p=probability / probability.sum())))
+            drawn = rng.choice(len(cells), size=shape, p=probability / probability.sum())
+            draws.append((scale * of_cells, drawn))
         return draws
 
     def _training_cells(self) -> Cells:

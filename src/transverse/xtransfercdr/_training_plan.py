@@ -29,7 +29,7 @@ class XTransferCDRTrainingPlan(TrainingPlan):
         self,
         module,
         *,
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         weight_decay: float = 5e-4,
         eps: float = 1e-8,
         lr_factor: float = 1.0,
