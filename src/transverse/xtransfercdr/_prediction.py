@@ -131,6 +131,10 @@ class PredictionMixin:
                 raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, known))}.")
         if n_samples < 0 or n_samples == 1:
             raise ValueError(f"n_samples={n_samples} must be 0, or at least 2 to have a spread.")
+        if not bandwidth > 0:
+            raise ValueError(f"bandwidth={bandwidth!r} must be positive.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
         if n_samples and basal == "reference":
             raise ValueError("n_samples has no use with basal='reference', where every cell has an effect of its own.")
         name = self._perturbation_name(perturbation)

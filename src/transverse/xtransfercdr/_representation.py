@@ -119,6 +119,8 @@ class RepresentationMixin:
         Symmetric table with perturbations, or conditions as ``"perturbation | context"``, in both directions, without the
         control. Drawn by :func:`transverse.pl.similarity_heatmap`.
         """
+        if groupby not in ("perturbation", "condition"):
+            raise ValueError(f"groupby={groupby!r} must be 'perturbation' or 'condition'.")
         if metric not in ("cosine", "pearson"):
             raise ValueError(f"metric={metric!r} must be 'cosine' or 'pearson'.")
         means = self._effects_against_control(groupby)
