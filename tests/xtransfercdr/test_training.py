@@ -463,7 +463,7 @@ def test_optimiser_is_adam_with_an_l2_penalty(responses):
 )
 def test_learning_rate_by_epoch(responses, epochs, plan, expected):
     recorder = Recorder()
-    build(responses).train(epochs, batch_size=1000, plan_kwargs={"lr": 0.02, **plan}, callbacks=[recorder], **QUIET)
+    build(responses).train(epochs, plan_kwargs={"lr": 0.02, **plan}, callbacks=[recorder], **QUIET)
     np.testing.assert_allclose(recorder.lr, 0.02 * np.array(expected))
 
 

@@ -64,8 +64,9 @@ class PredictionMixin:
             Contexts to take the effect from, by default all others.
         basal
             Start from ``"control"`` cells of the context, or from the ``"reference"`` cells that carry the first part, as
-            the reference's code does for combinations: a row for each, :math:`D(E_S(r) + E_P(r) + \dots)`. For a single
-            perturbation this reconstructs the cells themselves.
+            the reference's code does for combinations: a row for each, :math:`D(E_S(r) + E_P(r) + \dots)`, those of the
+            predicted context where there are any, with their own context in ``obs``. For a single perturbation this
+            reconstructs the cells themselves.
         controls
             Control cells to start from, by default those of the context in the training. Read from the layer that the
             model was set up with.
@@ -77,7 +78,7 @@ class PredictionMixin:
             of the parts' decoded changes the largest of every gene, see :class:`transverse.baselines.LargestChange`. By
             default the sum, if training had combinations beside their singles to learn it from, else the largest.
         strengths
-            Factor :math:`s_k` on the effect of each part; by default 1.
+            Factor :math:`s_k` on the effect of each part, in the order of ``perturbation``; by default 1.
         source_weights
             Of the contexts: by ``"similarity"`` of their control cells to those that are predicted (ours, see
             :class:`transverse.baselines.MeanShift`), ``"uniform"``, or by number of ``"cells"``.
@@ -139,7 +140,7 @@ class PredictionMixin:
             raise ValueError("n_samples has no use with basal='reference', where every cell has an effect of its own.")
         name = self._perturbation_name(perturbation)
         context = self._context_name(context, controls)
-        singles = parts(name, self._setup_arguments["delimiter"])
+        singles = self._singles(perturbation, name)
         given = None if reference is None else self._reference_cells(reference, singles)
         table = self._effect_table(given)
         self._check_known(name, singles, table, reference)
@@ -154,7 +155,8 @@ class PredictionMixin:
         if basal == "reference" or n_samples:
             carriers = self._training_cells() if given is None else given
         if basal == "reference":
-            start = _carriers(carriers, effects[0])
+            first = effects[0]
+            start = _carriers(carriers, first.name, [context] if context in first.contexts else first.contexts)
         means = [scale * effect.mean for scale, effect in zip(scales, effects, strict=True)]
         draws = (
             self._draw_effects(carriers, effects, scales, (len(start), n_samples), batch_size, seed)
@@ -184,7 +186,7 @@ class PredictionMixin:
         x = found.pop("decoded")
         if output == "change":
             x = found["control"] + (x - found["decoded_control"])
-        pred = AnnData(x, obs=self._prediction_obs(perturbation, context, basal, start.names), layers=found)
+        pred = AnnData(x, obs=self._prediction_obs(perturbation, context, basal, start), layers=found)
         pred.var_names = pd.Index(self.var_names_, dtype=object)
         pred.uns["prediction"] = {
             "method": type(self).__name__,
@@ -192,6 +194,7 @@ class PredictionMixin:
             "context": context,
             "source": sorted({c for where in chosen.values() for c in where}),
             "parts": list(chosen),
+            "strengths": scales,
             "combine": combine if len(chosen) > 1 else "none",
             "basal": basal,
             "output": output,
@@ -222,6 +225,22 @@ class PredictionMixin:
         if name == arguments["control"]:
             raise ValueError(f"perturbation={perturbation!r} is the control.")
         return name
+
+    def _singles(self, perturbation: str | Sequence[str], name: str) -> list[str]:
+        """Single perturbations of a combination, in the order in which they were asked for."""
+        arguments = self._setup_arguments
+        delimiter = arguments["delimiter"]
+        singles = parts(name, delimiter)
+        if len(singles) == 1:
+            return list(singles)
+        asked = [perturbation] if isinstance(perturbation, str) else perturbation
+        ordered = [part.strip() for one in asked for part in str(one).split(delimiter)]
+        ordered = [part for part in ordered if part != arguments["control"]]
+        if repeated := sorted({part for part in ordered if ordered.count(part) > 1}):
+            raise ValueError(
+                f"perturbation={perturbation!r} has {examples(repeated)} twice. Use strengths= for more of it."
+            )
+        return ordered
 
     def _context_name(self, context: str | None, controls: AnnData | None) -> str:
         known = list(self.control_means_)
@@ -285,7 +304,7 @@ class PredictionMixin:
         rng = np.random.default_rng(seed)
         draws = []
         for scale, effect in zip(scales, effects, strict=True):
-            cells = _carriers(carriers, effect)
+            cells = _carriers(carriers, effect.name, effect.contexts)
             of_cells = np.concatenate([self._encode(x)[1] for x in cells.batches(batch_size)])
             share = {c: w / (cells.contexts == c).sum() for c, w in zip(effect.contexts, effect.weights, strict=True)}
             probability = np.array([share[c] for c in cells.contexts])
@@ -356,7 +375,7 @@ class PredictionMixin:
         return Cells(adata, np.arange(adata.n_obs), layer, names, labels[1])
 
     def _prediction_obs(
-        self, perturbation: str | Sequence[str], context: str, basal: str, cells: pd.Index
+        self, perturbation: str | Sequence[str], context: str, basal: str, start: Cells
     ) -> pd.DataFrame:
         arguments = self._setup_arguments
         # under the name that was asked for: it is that of the data which the prediction is held against
@@ -364,11 +383,11 @@ class PredictionMixin:
         if not isinstance(perturbation, str):
             several = perturbation if pd.api.types.is_list_like(perturbation) else [perturbation]
             asked = (arguments["delimiter"] or "").join(map(str, several))
-        obs = {arguments["perturbation_key"]: asked, f"{basal}_cell": cells.to_numpy()}
+        obs = {arguments["perturbation_key"]: asked, f"{basal}_cell": start.names.to_numpy()}
         if arguments["context_key"] is not None:
-            obs[arguments["context_key"]] = context
+            obs[arguments["context_key"]] = context if basal == "control" else start.contexts
         # text as objects, which every version of anndata can write
-        obs = pd.DataFrame(obs, index=cells.astype(object), dtype=object)
+        obs = pd.DataFrame(obs, index=start.names.astype(object), dtype=object)
         for key in (arguments["perturbation_key"], arguments["context_key"]):
             if key is not None:
                 obs[key] = obs[key].astype("category")
@@ -395,9 +414,15 @@ class PredictionMixin:
         }
 
 
-def _carriers(cells: Cells, effect: Effect) -> Cells:
+def _carriers(cells: Cells, name: str, contexts: Sequence[str]) -> Cells:
     """The cells that an effect is taken from."""
-    return cells.where((cells.perturbations == effect.name) & np.isin(cells.contexts.astype(str), effect.contexts))
+    found = cells.where((cells.perturbations == name) & np.isin(cells.contexts.astype(str), contexts))
+    if lacking := sorted(set(contexts) - set(found.contexts)):
+        raise ValueError(
+            f"The data of the model have no cells of {name!r} in {examples(lacking)}. Load it with the training data, or pass "
+            "such cells as reference=."
+        )
+    return found
 
 
 def _check_strengths(strengths: Sequence[float] | None, found: Sequence[str]) -> list[float]:

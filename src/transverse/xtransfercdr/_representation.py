@@ -133,15 +133,14 @@ class RepresentationMixin:
         return pd.DataFrame(unit @ unit.T, index=pd.Index(labels), columns=pd.Index(labels))
 
     def _effects_against_control(self, groupby: str) -> pd.DataFrame:
-        """Mean effects of perturbations or conditions minus that of the control, of the same context if by condition."""
+        """Mean effects of perturbations or conditions minus that of the context's control; contexts without are left out."""
         control = self._setup_arguments["control"]
         means = self.get_perturbation_representation(groupby="condition")
         shifts = {}
         for context, group in means.groupby(level="context"):
             group = group.droplevel("context")
             if control in group.index:
-                group = group.drop(index=control) - group.loc[control]
-            shifts[context] = group
+                shifts[context] = group.drop(index=control) - group.loc[control]
         table = pd.concat(shifts, names=["context"]).swaplevel().sort_index()
         return table.groupby(level="perturbation").mean() if groupby == "perturbation" else table
 
@@ -175,10 +174,16 @@ class RepresentationMixin:
         self, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None
     ) -> tuple[np.ndarray, np.ndarray]:
         self._check_if_trained(warn=False)
+        if adata is None and self.adata is None:
+            raise ValueError("The model was loaded without data: pass adata=.")
         adata = self._validate_anndata(adata)
         indices = np.arange(adata.n_obs) if indices is None else np.asarray(indices)
         if indices.dtype == bool:
+            if len(indices) != adata.n_obs:
+                raise ValueError(f"indices has {len(indices)} entries for {adata.n_obs} cells.")
             indices = np.flatnonzero(indices)
+        if not len(indices):
+            raise ValueError("indices names no cells.")
         # rows of a backed file come in the order of the file
         unique, inverse = np.unique(indices, return_inverse=True)
         layer = registered_layer(self.get_anndata_manager(adata, required=True))

@@ -95,6 +95,14 @@ def choose_parts(
 
     The predicted context may lend singles to a combination, but not the perturbation itself, unless that is asked for.
     """
+    shown = (
+        f"{f'{context!r} only, ' if context else ''}the context that is predicted: the prediction would be shown the answer. "
+        "Pass allow_leak=True if that is what you want; the result then says so."
+    )
+    if sources is not None and context in sources and len(singles) == 1 and not allow_leak:
+        raise ValueError(
+            f"source has the context that is predicted. The effect of {name!r} is known from {shown.replace(' only', '')}"
+        )
 
     def usable(part: str, own: bool) -> list[str]:
         found = [c for c in table.contexts_of(part) if sources is None or c in sources]
@@ -103,17 +111,14 @@ def choose_parts(
     own = allow_leak and (sources is None or context in sources)
     if whole := usable(name, own):
         return {name: whole}
-    if len(singles) == 1 and context in table.contexts_of(name) and (sources is None or context in sources):
-        raise ValueError(
-            f"The effect of {name!r} is known from {context!r} only, the context that is predicted: the prediction would be "
-            "shown the answer. Pass allow_leak=True if that is what you want; the result then says so."
-        )
     chosen = {single: usable(single, own=len(singles) > 1) for single in singles}
     if lacking := [single for single, contexts in chosen.items() if not contexts]:
-        where = sorted({c for single in lacking for c in table.contexts_of(single)})
+        if context in table.contexts_of(name) and (sources is None or context in sources):
+            raise ValueError(f"The effect of {name!r} is known from {shown}")
+        measured = sorted({c for single in lacking for c in table.contexts_of(single)})
         raise ValueError(
             f"Nothing to take the effect of {examples(lacking)} from"
-            f"{'' if sources is None else f' in source {examples(sources)}'}: it was measured in {examples(where)}. "
+            f"{'' if sources is None else f' in source {examples(sources)}'}: it was measured in {examples(measured)}. "
             "Name other contexts as source=, or pass cells that had it as reference=."
         )
     return chosen
