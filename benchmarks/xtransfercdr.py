@@ -102,25 +102,30 @@ def table_of(adata: AnnData, models: dict, seeds: list[int], **options) -> tuple
     return shown.reset_index(), table
 
 
+OUTPUTS = {
+    "XTransferCDR": {},
+    "XTransferCDR, decoded change alone": {"predict": {"output": "change"}},
+    "XTransferCDR, decoded": {"predict": {"output": "decoded"}},
+}
+
+
 def ifnb(folder: Path, seeds: list[int]) -> dict[str, pd.DataFrame]:
     """One cell type held out at a time."""
     adata = sc.read_h5ad(folder / "human_pbmc_ifnb.h5ad")
     sc.pp.normalize_total(adata, target_sum=1e4)
     sc.pp.log1p(adata)
     keys = {"perturbation_key": "group_id", "control": "ctrl", "context_key": "cluster_id"}
-    variants = {"XTransferCDR": {}, "XTransferCDR, decoded": {"predict": {"output": "decoded"}}}
     splits = tv.pp.leave_out(adata, by="context", **keys)
-    return {"ifnb": table_of(adata, methods(keys, **variants), seeds, splits=splits, **keys)[0]}
+    return {"ifnb": table_of(adata, methods(keys, **OUTPUTS), seeds, splits=splits, **keys)[0]}
 
 
 def doubles(folder: Path, seeds: list[int]) -> dict[str, pd.DataFrame]:
     """The five doubles of K562 whose singles were both measured."""
     adata = sc.read_h5ad(folder / "crispr_four_lines.h5ad")
     adata = adata[adata.obs["cell_type"] == "k562"].copy()
-    variants = {
-        "XTransferCDR": {},
-        "XTransferCDR, latent sum": {"predict": {"combine": "sum"}},
-        "XTransferCDR, latent sum, decoded": {"predict": {"combine": "sum", "output": "decoded"}},
+    variants = OUTPUTS | {
+        "XTransferCDR, sum": {"predict": {"combine": "sum"}},
+        "XTransferCDR, sum, decoded": {"predict": {"combine": "sum", "output": "decoded"}},
     }
     return {
         "doubles": table_of(adata, methods({}, **variants), seeds, splits={"doubles": DOUBLES}, by="combination")[0]
@@ -131,9 +136,8 @@ def glioma(folder: Path, seeds: list[int]) -> dict[str, pd.DataFrame]:
     """One glioma line held out at a time."""
     adata = sc.read_h5ad(folder / "crispr_four_lines.h5ad")
     adata = adata[adata.obs["cell_type"] != "k562"].copy()
-    variants = {"XTransferCDR": {}, "XTransferCDR, decoded": {"predict": {"output": "decoded"}}}
     splits = tv.pp.leave_out(adata, by="context")
-    return {"glioma": table_of(adata, methods({}, **variants), seeds, splits=splits)[0]}
+    return {"glioma": table_of(adata, methods({}, **OUTPUTS), seeds, splits=splits)[0]}
 
 
 def simulate(seed: int = 0) -> tuple[AnnData, dict]:
@@ -155,8 +159,7 @@ def simulate(seed: int = 0) -> tuple[AnnData, dict]:
 def saturated(folder: Path, seeds: list[int]) -> dict[str, pd.DataFrame]:
     """Effects that no shift expresses."""
     adata, splits = simulate()
-    variants = {"XTransferCDR": {}, "XTransferCDR, decoded": {"predict": {"output": "decoded"}}}
-    return {"saturated": table_of(adata, methods({}, **variants), seeds, splits=splits)[0]}
+    return {"saturated": table_of(adata, methods({}, **OUTPUTS), seeds, splits=splits)[0]}
 
 
 ABLATIONS = {

@@ -78,8 +78,63 @@ def test_a_prediction_by_hand(model, screen, output):
     assert np.abs(start - before).max() > 0.5
 
 
-def test_change_is_the_default(model):
-    np.testing.assert_array_equal(model.predict("P01", "C1").X, model.predict("P01", "C1", output="change").X)
+def observed(adata, name, context, sources):
+    """Weighted mean of the changes that were seen in other contexts."""
+    weights = similarities(adata, context, sources)
+    shifts = [mean_profile(adata, name, c) - mean_profile(adata, "control", c) for c in sources]
+    return np.average(shifts, axis=0, weights=weights)
+
+
+def mean_profile(adata, name, context):
+    return dense(adata.X[cells(adata, name, context)]).mean(axis=0, dtype=float)
+
+
+def test_decoded_and_observed_change_are_combined(model, screen):
+    change = model.predict("P01", "C1", output="change")
+    control = change.layers["control"]
+    seen = observed(screen, "P01", "C1", ["C2", "C3"])
+    for options, weight in (
+        ({}, 0.5),
+        ({"output": "combined", "observed_weight": 0.2}, 0.2),
+        ({"observed_weight": 1}, 1),
+    ):
+        pred = model.predict("P01", "C1", **options)
+        np.testing.assert_allclose(
+            pred.X, control + (1 - weight) * (change.X - control) + weight * seen, rtol=1e-3, atol=1e-4
+        )
+        assert (about(pred)["output"], about(pred)["observed_weight"]) == ("combined", weight)
+    np.testing.assert_array_equal(model.predict("P01", "C1", observed_weight=0).X, change.X)
+    assert about(change)["observed_weight"] == 0
+
+
+def test_observed_changes_of_singles_are_combined_as_the_decoded_ones(model, screen):
+    parts = np.stack(
+        [mean_profile(screen, one, "C1") - mean_profile(screen, "control", "C1") for one in ("P03", "P05")]
+    )
+    parts *= np.array([[2.0], [0.5]])
+    largest = np.take_along_axis(parts, np.abs(parts).argmax(0)[None], 0)[0]
+    for combine, seen in (("sum", parts.sum(0)), ("largest", largest)):
+        options = {"source": "C1", "combine": combine, "strengths": [2, 0.5], "observed_weight": 1}
+        pred = model.predict(["P03", "P05"], "C1", **options)
+        np.testing.assert_allclose(pred.X, pred.layers["control"] + seen, rtol=1e-3, atol=1e-4)
+
+
+def test_observed_changes_of_given_cells(model, screen):
+    there = screen[np.concatenate([cells(screen, "P01", "C2"), cells(screen, "P01", "C3")])].copy()
+    pred = model.predict("P01", "C1", reference=there, observed_weight=1)
+    seen = observed(screen, "P01", "C1", ["C2", "C3"])
+    np.testing.assert_allclose(pred.X, pred.layers["control"] + seen, rtol=1e-3, atol=1e-4)
+    # held against controls of their own
+    moved = screen[np.concatenate([cells(screen, "P01", "C2"), cells(screen, "control", "C3")])].copy()
+    moved.obs["cell_type"] = "elsewhere"
+    pred = model.predict("P01", "C1", reference=moved, observed_weight=1)
+    seen = mean_profile(screen, "P01", "C2") - mean_profile(screen, "control", "C3")
+    np.testing.assert_allclose(pred.X, pred.layers["control"] + seen, rtol=1e-3, atol=1e-4)
+    # and without any, there is the decoded change alone
+    alone = moved[moved.obs["perturbation"] == "P01"].copy()
+    pred = model.predict("P01", "C1", reference=alone)
+    np.testing.assert_array_equal(pred.X, model.predict("P01", "C1", reference=alone, output="change").X)
+    assert about(pred)["observed_weight"] == 0
 
 
 def test_form_of_a_prediction(model, screen, tmp_path):
@@ -98,7 +153,8 @@ def test_form_of_a_prediction(model, screen, tmp_path):
         "source": ["C2", "C3"],
         "parts": ["P03+P05"],
         "basal": "control",
-        "output": "change",
+        "output": "combined",
+        "observed_weight": 0.5,
         "scale": "that of the training data",
         "leak": "none",
         "in_training": False,
@@ -190,7 +246,7 @@ def test_the_predicted_context_may_lend_singles(model, screen, weights):
     np.testing.assert_array_equal(similarities(screen, "C1", ["C1", "C2", "C3"]), [1, 0, 0])
     effect = sum(mean_effect(model, screen, single, ["C1", "C2", "C3"], shares) for single in ("P04", "P05"))
     before, after = decoded(model, screen, effect)
-    pred = model.predict("P04+P05", "C1", combine="sum", source_weights=weights)
+    pred = model.predict("P04+P05", "C1", output="change", combine="sum", source_weights=weights)
     np.testing.assert_allclose(pred.X, dense(controls_of(screen, "C1").X) + after - before, **CLOSE)
     found = about(pred)
     assert (found["parts"], found["source"]) == (["P04", "P05"], ["C1", "C2", "C3"])
@@ -345,7 +401,7 @@ def test_own_controls(model, screen, tmp_path):
     effect = mean_effect(model, screen, "P03", ["C2", "C3"], weights)
     before, after = decoded(model, screen, effect, rows=cells(screen, "control", "C1")[:5])
     for one in (controls, as_array, anonymous, reordered, *on_disk):
-        pred = model.predict("P03", "C1", controls=one)
+        pred = model.predict("P03", "C1", controls=one, output="change")
         # similarity is that of the cells that are given
         np.testing.assert_allclose(pred.X, dense(controls.X) + after - before, **CLOSE)
         np.testing.assert_array_equal(pred.layers["control"], expected.layers["control"])
@@ -366,7 +422,7 @@ def test_a_context_that_was_never_seen(model, screen):
     assert weights.argmax() == 1
     effect = mean_effect(model, screen, "P03", ["C1", "C2", "C3"], weights)
     module = model.module
-    pred = model.predict("P03", "C9", controls=new)
+    pred = model.predict("P03", "C9", controls=new, output="change")
     assert not module.training
     state, _ = encode(model, new, np.arange(12))
     np.testing.assert_allclose(pred.X, x + decode(model, state + effect) - decode(model, state), **CLOSE)
@@ -409,7 +465,7 @@ def test_reference_without_columns(model, screen):
     few = screen[cells(screen, "P03", "C3")]
     bare = ad.AnnData(few.X, obs=pd.DataFrame(index=few.obs_names), var=few.var)
     pred = model.predict("P03", "C1", reference=bare)
-    np.testing.assert_allclose(pred.X, model.predict("P03", "C1", source="C3").X, **CLOSE)
+    np.testing.assert_allclose(pred.X, model.predict("P03", "C1", source="C3", output="change").X, **CLOSE)
     # whether these are cells of the predicted condition cannot be told
     assert (about(pred)["leak"], about(pred)["source"]) == ("unknown", [UNKNOWN])
     assert about(model.predict("P04", "C1", reference=bare))["leak"] == "unknown"
@@ -704,8 +760,9 @@ def test_expression_outside_the_training_does_not_matter(split, screen):
 
 OPTIONS = [
     ({"basal": "left"}, ValueError, "basal='left' must be one of 'control', 'reference'"),
+    ({"observed_weight": 1.5}, ValueError, "observed_weight=1.5 must be between 0 and 1"),
     ({"source_weights": "best"}, ValueError, "source_weights='best' must be one of 'similarity', 'uniform', 'cells'"),
-    ({"output": "x"}, ValueError, "output='x' must be one of 'change', 'decoded'"),
+    ({"output": "x"}, ValueError, "output='x' must be one of 'combined', 'change', 'decoded'"),
     ({"combine": "mean"}, ValueError, "combine='mean' must be one of 'auto', 'sum', 'largest'"),
     ({"n_samples": 1}, ValueError, "n_samples=1 must be 0, or at least 2 to have a spread"),
     ({"n_samples": -2}, ValueError, "n_samples=-2 must be 0"),

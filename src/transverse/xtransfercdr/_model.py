@@ -268,9 +268,7 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
             raise ValueError(f"batch_size={batch_size!r} must be a whole number of pairs, at least 1.")
         n_obs = self.adata.n_obs
         validates = early_stopping or keep == "best"
-        design = self._design(np.arange(n_obs))
-        resolved = resolve_pairing(design, pairing, control_share)
-        options = {"pairing": resolved, "control_share": control_share, "balance": balance, "resample": resample}
+        options = {"pairing": pairing, "control_share": control_share, "balance": balance, "resample": resample}
         splitter = self._data_splitter_cls(
             self.adata_manager,
             self._design,
@@ -281,6 +279,10 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
             batch_size=batch_size,
             **(datasplitter_kwargs or {}),
         )
+        splitter.setup()
+        design = self._design(np.sort(splitter.train_idx))
+        options["pairing"] = resolve_pairing(design, pairing, control_share)
+        self._check_validation(splitter.val_idx, options, validates)
         self._report_pairing(design, options)
         max_epochs = default_epochs(n_obs, batch_size) if max_epochs is None else max_epochs
         callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
@@ -292,7 +294,9 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
         trainer_kwargs.setdefault("early_stopping_monitor", "validation_loss")
         runner = self._train_runner_cls(
             self,
-            training_plan=self._training_plan_cls(self.module, **(plan_kwargs or {})),
+            training_plan=self._training_plan_cls(
+                self.module, **{"log_combination": self.pairing_["n_combinations"] > 0, **(plan_kwargs or {})}
+            ),
             data_splitter=splitter,
             max_epochs=max_epochs,
             accelerator=accelerator,
@@ -333,6 +337,17 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
     def _setup_arguments(self) -> dict:
         arguments = self.registry["setup_args"]
         return {**arguments, "control": str(arguments["control"])}
+
+    def _check_validation(self, cells: np.ndarray, options: dict, needed: bool) -> None:
+        if needed and not len(cells):
+            raise ValueError(
+                "early_stopping and keep='best' need cells for validation, but there are none: train_size must be below 1."
+            )
+        if len(cells) and not self._design(np.sort(cells)).all_partners(options["pairing"], options["control_share"]):
+            raise ValueError(
+                f"The {len(cells)} validation cells make no pairs with pairing={options['pairing']!r}. Hold out more of them, "
+                "from conditions that can be paired."
+            )
 
     def _report_pairing(self, design: Design, options: dict) -> None:
         """Say what will be paired, and what the data do not allow."""

@@ -84,6 +84,8 @@ class XTransferCDRModule(BaseModuleClass):
             "orthogonality": orthogonality_weight,
             "combination": combination_weight,
         }
+        if min(self.weights.values()) < 0 or not any(self.weights.values()):
+            raise ValueError(f"The weights of the loss must not be negative, nor all 0, but got {self.weights}.")
         self.symmetric_similarity = symmetric_similarity
 
     def _get_inference_input(self, tensors: dict[str, torch.Tensor], **kwargs) -> dict[str, torch.Tensor]:
@@ -173,9 +175,8 @@ class XTransferCDRModule(BaseModuleClass):
             "basal": 2 * masked_mse(predicted[:n], controls, has_control),
             "similarity": similarity(*shared.chunk(2), symmetric=self.symmetric_similarity),
             "orthogonality": 2 * orthogonality(basal, effect),
+            "combination": F.mse_loss(predicted[3 * n :], doubles) if len(doubles) else predicted[3 * n :].sum(),
         }
-        if len(doubles):
-            terms["combination"] = F.mse_loss(predicted[3 * n :], doubles)
         # an ablated term leaves the graph, where 0 times infinity would stay
         total = sum(self.weights[name] * term for name, term in terms.items() if self.weights[name] != 0)
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from math import ceil
 
@@ -214,7 +215,10 @@ class PairDataSplitter(DataSplitter):
     """
 
     def __init__(self, adata_manager: AnnDataManager, make_design, pair_options: dict, **kwargs):
-        super().__init__(adata_manager, **kwargs)
+        with warnings.catch_warnings():
+            # it counts cells, but mini-batches of pairs are of equal size
+            warnings.filterwarnings("ignore", message="Last batch will have a small size")
+            super().__init__(adata_manager, **kwargs)
         self.make_design, self.pair_options = make_design, pair_options
 
     def train_dataloader(self) -> DataLoader:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 
 from transverse._similarity import similarity_weights
 from transverse._validation import examples
@@ -28,23 +27,16 @@ class EffectTable:
         Perturbation and context of each.
     means
         Array of shape ``(n_conditions, n_latent)``.
+    shifts
+        Mean expression against control cells of the context, shape ``(n_conditions, n_genes)``; NaN without any.
     n_cells
         Cells of each.
     """
 
     conditions: list[tuple[str, str]]
     means: np.ndarray
+    shifts: np.ndarray
     n_cells: np.ndarray
-
-    @classmethod
-    def from_cells(cls, perturbations: np.ndarray, contexts: np.ndarray, effects: np.ndarray) -> EffectTable:
-        """Means over the cells of each condition."""
-        groups = pd.DataFrame({"perturbation": perturbations, "context": contexts}).groupby(
-            ["perturbation", "context"], sort=True
-        )
-        rows = list(groups.indices.values())
-        means = np.stack([effects[r].mean(axis=0, dtype=np.float64) for r in rows])
-        return cls(list(groups.indices), means, np.array([len(r) for r in rows]))
 
     def contexts_of(self, name: str) -> list[str]:
         """Contexts in which a perturbation is known."""
@@ -65,22 +57,29 @@ class EffectTable:
             shares = self.n_cells[rows].astype(float)
         elif weights == "similarity" and all(context in distances for context in contexts):
             shares = similarity_weights(np.array([distances[context] for context in contexts]), bandwidth)
-        return Effect(name, list(contexts), shares / shares.sum(), self.means[rows])
+        return Effect(name, list(contexts), shares / shares.sum(), self.means[rows], self.shifts[rows])
 
 
 @dataclass(frozen=True)
 class Effect:
-    """The effect of one part of a perturbation: mean effects ``(n_contexts, n_latent)`` and the weight of each."""
+    """The effect of one part of a perturbation: of each context its weight, mean effect and observed shift."""
 
     name: str
     contexts: list[str]
     weights: np.ndarray
     means: np.ndarray
+    shifts: np.ndarray
 
     @property
     def mean(self) -> np.ndarray:
         """Weighted mean, shape ``(n_latent,)``."""
         return self.weights @ self.means
+
+    @property
+    def shift(self) -> np.ndarray | None:
+        """Weighted mean of the observed shifts, shape ``(n_genes,)``; None where there is none."""
+        seen = np.isfinite(self.shifts).all(axis=1) & (self.weights > 0)
+        return np.average(self.shifts[seen], axis=0, weights=self.weights[seen]) if seen.any() else None
 
 
 def choose_parts(

@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from scvi.train import TrainingPlan
 
+from ._constants import COMBINATION, XTRANSFERCDR_KEYS
+
 
 class XTransferCDRTrainingPlan(TrainingPlan):
     """Adam with a step schedule, and every term of the loss in the history.
@@ -21,6 +23,8 @@ class XTransferCDRTrainingPlan(TrainingPlan):
         The learning rate is multiplied by it after every ``lr_step_epochs`` (reference: 0.5); 1 keeps the rate.
     lr_step_epochs
         By default 8 of 60 epochs, as in the reference, in proportion to the epochs of this training.
+    log_combination
+        Whether the history has the term of combinations, a mean over those of an epoch. The model sets it where there are any.
     **kwargs
         Keyword arguments of :class:`scvi.train.TrainingPlan`.
     """
@@ -34,10 +38,12 @@ class XTransferCDRTrainingPlan(TrainingPlan):
         eps: float = 1e-8,
         lr_factor: float = 1.0,
         lr_step_epochs: int | None = None,
+        log_combination: bool = False,
         **kwargs,
     ):
         super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, lr_factor=lr_factor, **kwargs)
         self.lr_step_epochs = lr_step_epochs
+        self.log_combination = log_combination
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Loss of a mini-batch of pairs."""
@@ -50,14 +56,14 @@ class XTransferCDRTrainingPlan(TrainingPlan):
     def _step(self, batch: dict[str, torch.Tensor], mode: str) -> torch.Tensor:
         _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
         values = {f"{name}_{mode}": value for name, value in output.extra_metrics.items()}
-        options = {
-            "on_step": self.on_step,
-            "on_epoch": self.on_epoch,
-            "batch_size": output.n_obs_minibatch,
-            "sync_dist": self.use_sync_dist,
-        }
-        self.log_dict(values, **options)
-        self.log(f"{mode}_loss", output.loss.detach(), prog_bar=mode == "train", **options)
+        combination = values.pop(f"combination_{mode}")
+        options = {"on_step": self.on_step, "on_epoch": self.on_epoch, "sync_dist": self.use_sync_dist}
+        n_pairs = output.n_obs_minibatch
+        self.log_dict(values, batch_size=n_pairs, **options)
+        self.log(f"{mode}_loss", output.loss.detach(), prog_bar=mode == "train", batch_size=n_pairs, **options)
+        if self.log_combination:  # in every step, also those without any: processes wait for one another here
+            n_doubles = int((batch[XTRANSFERCDR_KEYS.KIND_KEY] == COMBINATION).sum())
+            self.log(f"combination_{mode}", combination, batch_size=n_doubles, **options)
         return output.loss
 
     def configure_optimizers(self) -> dict[str, Any]:
