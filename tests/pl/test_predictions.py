@@ -65,7 +65,7 @@ def cells(adata, perturbation, context, layer=None):
     rows = (adata.obs["cell_type"] == context).to_numpy()
     if perturbation is not None:
         rows &= (adata.obs["perturbation"] == perturbation).to_numpy()
-    part = adata[rows, sorted(adata.var_names)]
+    part = adata[rows].copy()[:, sorted(adata.var_names)]
     matrix = part.X if layer is None else part.layers[layer]
     return (matrix.toarray() if hasattr(matrix, "toarray") else np.asarray(matrix)).astype(float)
 

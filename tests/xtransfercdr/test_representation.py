@@ -339,3 +339,19 @@ def test_arguments_that_are_refused(model):
             model.get_perturbation_similarity(groupby)
     with pytest.raises(ValueError, match="metric='spearman' must be 'cosine' or 'pearson'"):
         model.get_perturbation_similarity(metric="spearman")
+
+
+def test_cells_need_no_labels_that_the_model_knows(model, screen):
+    expected = model.get_basal_representation()
+    new = ad.AnnData(screen.X, obs=pd.DataFrame(index=screen.obs_names), var=screen.var)
+    np.testing.assert_allclose(model.get_basal_representation(new), expected, **CLOSE)
+    with pytest.raises(KeyError, match="perturbation_key='perturbation' is not in adata.obs"):
+        model.get_perturbation_representation(new, groupby="condition")
+    new.obs["perturbation"], new.obs["cell_type"] = "new", "elsewhere"
+    before = new.obs.copy()
+    means = model.get_perturbation_representation(new, groupby="condition")
+    np.testing.assert_allclose(
+        means.loc[("new", "elsewhere")], model.get_perturbation_representation().mean(0), **CLOSE
+    )
+    pd.testing.assert_frame_equal(new.obs, before)
+    assert not new.uns

@@ -358,11 +358,9 @@ class PredictionMixin:
                 "The model was loaded without data. Load it with the training data, or pass controls= (and reference=, where "
                 "single cells of the perturbation are needed)."
             )
-        rows = np.flatnonzero(self.adata.obs_names.isin(self.training_cells_))
-        rows = np.arange(self.adata.n_obs) if not len(rows) else rows
-        names = self._names()
-        layer = registered_layer(self.adata_manager)
-        return Cells(self.adata, rows, layer, names["perturbation"][rows], names["context"][rows])
+        cells = self._all_cells(None)
+        trained = self.adata.obs_names.isin(self.training_cells_)
+        return cells.where(trained) if trained.any() else cells
 
     def _control_cells(self, context: str, controls: AnnData | None) -> Cells:
         control = self._setup_arguments["control"]

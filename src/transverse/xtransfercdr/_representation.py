@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -10,9 +11,11 @@ from anndata import AnnData
 from scvi.utils import track
 
 from transverse._compat import registered_layer
+from transverse._validation import check_obs_key
 
 from ._additivity import latent_additivity
 from ._cells import Cells
+from ._sources import UNKNOWN
 
 
 class RepresentationMixin:
@@ -29,7 +32,8 @@ class RepresentationMixin:
         Parameters
         ----------
         adata
-            Data with the genes of the training data; by default the training data.
+            Data with the genes of the training data, in any order, and on its scale; by default the training data. Labels are
+            not needed.
         indices
             Cells to use; by default all.
         batch_size
@@ -75,12 +79,17 @@ class RepresentationMixin:
         """
         if groupby not in ("cell", "perturbation", "condition"):
             raise ValueError(f"groupby={groupby!r} must be 'cell', 'perturbation' or 'condition'.")
+        if groupby != "cell" and adata is not None:
+            for argument in ("perturbation_key", "context_key"):
+                if (key := self._setup_arguments[argument]) is not None:
+                    check_obs_key(adata, key, argument)
         effects = self._representations(adata, indices, batch_size)[1]
         if groupby == "cell":
             return effects
-        names = self._names(adata if adata is None else self._validate_anndata(adata))
+        cells = self._all_cells(adata)
         chosen = slice(None) if indices is None else np.asarray(indices)
-        by = [pd.Index(names[key][chosen], name=key) for key in ("perturbation", "context")]
+        names = {"perturbation": cells.perturbations, "context": cells.contexts}
+        by = [pd.Index(values[chosen], name=key) for key, values in names.items()]
         means = pd.DataFrame(effects).groupby(by).mean()
         return means if groupby == "condition" else means.groupby(level="perturbation").mean()
 
@@ -174,26 +183,33 @@ class RepresentationMixin:
         self, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None
     ) -> tuple[np.ndarray, np.ndarray]:
         self._check_if_trained(warn=False)
-        if adata is None and self.adata is None:
-            raise ValueError("The model was loaded without data: pass adata=.")
-        adata = self._validate_anndata(adata)
-        indices = np.arange(adata.n_obs) if indices is None else np.asarray(indices)
+        cells = self._all_cells(adata)
+        indices = cells.rows if indices is None else np.asarray(indices)
         if indices.dtype == bool:
-            if len(indices) != adata.n_obs:
-                raise ValueError(f"indices has {len(indices)} entries for {adata.n_obs} cells.")
+            if len(indices) != len(cells):
+                raise ValueError(f"indices has {len(indices)} entries for {len(cells)} cells.")
             indices = np.flatnonzero(indices)
         if not len(indices):
             raise ValueError("indices names no cells.")
         # rows of a backed file come in the order of the file
         unique, inverse = np.unique(indices, return_inverse=True)
-        layer = registered_layer(self.get_anndata_manager(adata, required=True))
         size = batch_size or 512
         n_batches = -(-len(unique) // size)
-        batches = Cells(adata, unique, layer, unique, unique).batches(size)
+        batches = replace(cells, rows=cells.rows[unique]).batches(size)
         batches = track(batches, total=n_batches, description="Encoding...", disable=n_batches < 100)
         encoded = [self._encode(x) for x in batches]
         basal, effects = (np.concatenate(part) for part in zip(*encoded, strict=True))
         return basal[inverse], effects[inverse]
+
+    def _all_cells(self, adata: AnnData | None) -> Cells:
+        """Cells of the model's data, or of others, which need no labels that the model knows, nor any at all."""
+        if adata is not None and adata is not self.adata:
+            return self._foreign_cells(adata, "adata", UNKNOWN, UNKNOWN)
+        if self.adata is None:
+            raise ValueError("The model was loaded without data: pass adata=.")
+        names = self._names()
+        layer = registered_layer(self.adata_manager)
+        return Cells(self.adata, np.arange(self.adata.n_obs), layer, names["perturbation"], names["context"])
 
     @torch.inference_mode()
     def _encode(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

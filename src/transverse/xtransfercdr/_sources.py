@@ -99,9 +99,7 @@ def choose_parts(
         "Pass allow_leak=True if that is what you want; the result then says so."
     )
     if sources is not None and context in sources and len(singles) == 1 and not allow_leak:
-        raise ValueError(
-            f"source has the context that is predicted. The effect of {name!r} is known from {shown.replace(' only', '')}"
-        )
+        raise ValueError(f"The effect of {name!r} is known from {shown.replace(' only', '')}")
 
     def usable(part: str, own: bool) -> list[str]:
         found = [c for c in table.contexts_of(part) if sources is None or c in sources]
