@@ -64,8 +64,8 @@ def cells(adata, perturbation, context, layer=None):
     """Expression of the cells of a condition, genes in the order of the truth; no perturbation for controls."""
     rows = (adata.obs["cell_type"] == context).to_numpy()
     if perturbation is not None:
-        rows &= (adata.obs["perturbation"] == perturbation).to_numpy()
-    part = adata[rows].copy()[:, sorted(adata.var_names)]
+        rows = rows & (adata.obs["perturbation"] == perturbation).to_numpy()
+    part = adata[rows, sorted(adata.var_names)]
     matrix = part.X if layer is None else part.layers[layer]
     return (matrix.toarray() if hasattr(matrix, "toarray") else np.asarray(matrix)).astype(float)
 
