@@ -315,6 +315,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the real data")
     parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--variants", nargs="+", choices=list(ABLATIONS), help="rows of the ablation; by default all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for the tables as CSV files")
     parser.add_argument("--memory", type=int, metavar="CELLS", help=argparse.SUPPRESS)
@@ -322,6 +323,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(args.threads)
+    for name in set(ABLATIONS) - set(args.variants or ABLATIONS):
+        del ABLATIONS[name]
     if args.memory:
         memory(args.memory)
         return

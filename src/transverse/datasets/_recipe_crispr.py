@@ -107,7 +107,8 @@ def prepare_norman(
 
     Returns
     -------
-    New :class:`~anndata.AnnData`, kept cells x chosen genes, in the order that they had:
+    New :class:`~anndata.AnnData`, kept cells x chosen genes, in the order that they had; other layers, ``obsm``, ``uns``, ``raw``
+    and the like are left behind:
 
     - ``X``: log-normalised as given, float32
     - ``obs["perturbation"]`` (``"CEBPB+FOSB"``, ``"KLF1"``, ``"control"``), ``obs["cell_type"]`` and ``obs["split"]``
@@ -115,8 +116,6 @@ def prepare_norman(
       and differs is kept as, say, ``"cell_type_original"``.
     - ``var``: as it was, and ``perturbed`` and ``highly_variable``
     - ``uns["recipe"]``: the settings, and the doubles of the test (``holdout``) and, if any, of validation (``valid``)
-
-    Other layers, `obsm`, `uns`, `raw` and the like are left behind.
 
     Raises
     ------
@@ -248,7 +247,8 @@ def prepare_replogle(
 
     Returns
     -------
-    New :class:`~anndata.AnnData`, kept cells x chosen genes, in the order that they had:
+    New :class:`~anndata.AnnData`, kept cells x chosen genes, in the order that they had; other layers, ``obsm``, ``uns``, ``raw``
+    and the like are left behind:
 
     - ``X``: log-normalised as given, float32
     - ``obs["perturbation"]`` (``"SARS"``, ``"control"``), ``obs["cell_type"]`` (`line`) and ``obs["split"]``
@@ -257,8 +257,6 @@ def prepare_replogle(
     - ``var``: as it was, and ``perturbed`` and ``highly_variable``
     - ``uns["recipe"]``: the settings, and the knock-downs of the test (``holdout``), of validation (``valid``) and those
       left out (``not_measured``), if any
-
-    Other layers, `obsm`, `uns`, `raw` and the like are left behind.
 
     Raises
     ------

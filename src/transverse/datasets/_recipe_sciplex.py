@@ -124,7 +124,8 @@ def prepare_sciplex(
 
     Returns
     -------
-    New :class:`~anndata.AnnData`, kept cells x chosen genes, in the order that they had:
+    New :class:`~anndata.AnnData`, kept cells x chosen genes, in the order that they had; other layers, ``obsm``, ``uns``, ``raw``
+    and the like are left behind:
 
     - ``X``: log-normalised, float32; ``layers["counts"]``: the counts of these genes
     - ``obs["perturbation"]`` (``"control"`` for the vehicle), ``obs["cell_type"]`` and ``obs["split"]`` (``"train"``,
@@ -132,8 +133,6 @@ def prepare_sciplex(
       kept as, say, ``"perturbation_original"``.
     - ``var``: as it was, and ``highly_variable``
     - ``uns["recipe"]``: the settings, and the drugs of the test (``holdout``) and, if any, of validation (``valid``)
-
-    Other layers, `obsm`, `uns`, `raw` and the like are left behind.
 
     Raises
     ------
