@@ -86,10 +86,8 @@ def prepare_norman(
         are neither test nor validation are left out of the result; its code has doubles in training.
     split
         The test is `holdout` either way.
-
-        - ``"paper"``: no validation, as the paper reports none.
-        - ``"disjoint"``: other doubles, `valid`, are validation.
-
+        ``"paper"``: no validation, as the paper reports none.
+        ``"disjoint"``: other doubles, `valid`, are validation.
         Both pass ``pp.check_split(result, by="combination")``.
     holdout
         Doubles for the test, in any order, each with both singles measured alone. `None` takes FOSB+CEBPB and
@@ -107,15 +105,13 @@ def prepare_norman(
 
     Returns
     -------
-    New :class:`~anndata.AnnData`, kept cells x chosen genes, in the order that they had; other layers, ``obsm``, ``uns``, ``raw``
-    and the like are left behind:
-
-    - ``X``: log-normalised as given, float32
-    - ``obs["perturbation"]`` (``"CEBPB+FOSB"``, ``"KLF1"``, ``"control"``), ``obs["cell_type"]`` and ``obs["split"]``
-      (``"train"``, ``"valid"``, ``"test"``), categorical, and the columns that there were. One that bears such a name
-      and differs is kept as, say, ``"cell_type_original"``.
-    - ``var``: as it was, and ``perturbed`` and ``highly_variable``
-    - ``uns["recipe"]``: the settings, and the doubles of the test (``holdout``) and, if any, of validation (``valid``)
+    :class:`~anndata.AnnData`
+        A new one, kept cells x chosen genes in the order that they had, without other layers. ``X``:
+        log-normalised as given, float32. ``obs["perturbation"]`` (``"CEBPB+FOSB"``, ``"KLF1"``, ``"control"``),
+        ``obs["cell_type"]`` and ``obs["split"]``, which is train, valid or test, categorical, and the columns
+        that there were. One that bears such a name and differs is kept as, say, ``"cell_type_original"``.
+        ``var``: as it was, and ``perturbed`` and ``highly_variable``. ``uns["recipe"]``: the settings, and the
+        doubles of the test (``holdout``) and, if any, of validation (``valid``).
 
     Raises
     ------
@@ -227,11 +223,11 @@ def prepare_replogle(
         :func:`scanpy.pp.highly_variable_genes`. `None` is 1,141 for K562 and 945 for RPE1 (cycleCDR). They are chosen on
         all cells that are kept, held-out ones too, as there.
     split
-        - ``"paper"``: as published, **in which validation leaks**: of the cells of each held-out knock-down,
-          `valid_share` is validation and the rest the test, so that to choose a model by validation is to choose it on
-          the test.
-        - ``"disjoint"``: all cells of `holdout` are the test and those of other knock-downs, `valid`, validation.
-          Recommended; it passes ``pp.check_split(result, by="perturbation")``.
+        ``"paper"``: as published, **in which validation leaks**: of the cells of each held-out knock-down,
+        `valid_share` is validation and the rest the test, so that to choose a model by validation is to choose it on
+        the test.
+        ``"disjoint"``: all cells of `holdout` are the test and those of other knock-downs, `valid`, validation.
+        Recommended; it passes ``pp.check_split(result, by="perturbation")``.
     holdout
         Knock-downs to hold out, each of which must be there. `None` is cycleCDR's 39 for K562 and 98 for RPE1; the paper
         of XTransferCDR names none, but its validation and test of one size fit that preprocessing.
@@ -247,16 +243,14 @@ def prepare_replogle(
 
     Returns
     -------
-    New :class:`~anndata.AnnData`, kept cells x chosen genes, in the order that they had; other layers, ``obsm``, ``uns``, ``raw``
-    and the like are left behind:
-
-    - ``X``: log-normalised as given, float32
-    - ``obs["perturbation"]`` (``"SARS"``, ``"control"``), ``obs["cell_type"]`` (`line`) and ``obs["split"]``
-      (``"train"``, ``"valid"``, ``"test"``), categorical, and the columns that there were. One that bears such a name
-      and differs is kept as, say, ``"cell_type_original"``.
-    - ``var``: as it was, and ``perturbed`` and ``highly_variable``
-    - ``uns["recipe"]``: the settings, and the knock-downs of the test (``holdout``), of validation (``valid``) and those
-      left out (``not_measured``), if any
+    :class:`~anndata.AnnData`
+        A new one, kept cells x chosen genes in the order that they had, without other layers. ``X``:
+        log-normalised as given, float32. ``obs["perturbation"]`` (``"SARS"``, ``"control"``),
+        ``obs["cell_type"]`` (`line`) and ``obs["split"]``, which is train, valid or test, categorical, and the
+        columns that there were. One that bears such a name and differs is kept as, say,
+        ``"cell_type_original"``. ``var``: as it was, and ``perturbed`` and ``highly_variable``.
+        ``uns["recipe"]``: the settings, and the knock-downs of the test (``holdout``), of validation
+        (``valid``) and those left out (``not_measured``), if any.
 
     Raises
     ------

@@ -100,13 +100,12 @@ def prepare_sciplex(
         Detected genes among these that a cell needs (cycleCDR).
     split
         What is validation. The test is `holdout` in all cell lines either way.
-
-        - ``"paper"``: as published, **in which validation leaks**. For version 3, `valid_share` of the cells of each
-          training condition: validation cells have drugs that are trained on, so that their score says little of the
-          test's. For version 4, `valid_share` of the cells of each *held-out* condition: validation and test are cells
-          of the same drugs, so that to choose a model by validation is to choose it on the test.
-        - ``"disjoint"``: other drugs, `valid`. Recommended; it passes
-          ``pp.check_split(result, by="perturbation")``.
+        ``"paper"``: as published, **in which validation leaks**. For version 3, `valid_share` of the cells of each
+        training condition: validation cells have drugs that are trained on, so that their score says little of the
+        test's. For version 4, `valid_share` of the cells of each *held-out* condition: validation and test are cells
+        of the same drugs, so that to choose a model by validation is to choose it on the test.
+        ``"disjoint"``: other drugs, `valid`. Recommended; it passes
+        ``pp.check_split(result, by="perturbation")``.
     holdout
         Drugs for the test, by the names in the column or in the result, each of which must be there. `None` is the
         paper's: Dacinostat, Givinostat, Belinostat, Hesperadin, Quisinostat, Alvespimycin, Tanespimycin, TAK-901 and
@@ -124,15 +123,13 @@ def prepare_sciplex(
 
     Returns
     -------
-    New :class:`~anndata.AnnData`, kept cells x chosen genes, in the order that they had; other layers, ``obsm``, ``uns``, ``raw``
-    and the like are left behind:
-
-    - ``X``: log-normalised, float32; ``layers["counts"]``: the counts of these genes
-    - ``obs["perturbation"]`` (``"control"`` for the vehicle), ``obs["cell_type"]`` and ``obs["split"]`` (``"train"``,
-      ``"valid"``, ``"test"``), categorical, and the columns that there were. One that bears such a name and differs is
-      kept as, say, ``"perturbation_original"``.
-    - ``var``: as it was, and ``highly_variable``
-    - ``uns["recipe"]``: the settings, and the drugs of the test (``holdout``) and, if any, of validation (``valid``)
+    :class:`~anndata.AnnData`
+        A new one, kept cells x chosen genes in the order that they had, without other layers. ``X``:
+        log-normalised, float32; ``layers["counts"]``: the counts of these genes. ``obs["perturbation"]``
+        (``"control"`` for the vehicle), ``obs["cell_type"]`` and ``obs["split"]``, which is train, valid or
+        test, categorical, and the columns that there were. One that bears such a name and differs is kept as,
+        say, ``"perturbation_original"``. ``var``: as it was, and ``highly_variable``. ``uns["recipe"]``: the
+        settings, and the drugs of the test (``holdout``) and, if any, of validation (``valid``).
 
     Raises
     ------
