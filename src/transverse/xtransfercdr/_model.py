@@ -18,9 +18,9 @@ from transverse._model_base import GeneAlignedModel
 from transverse._validation import check_columns, check_log_normalized, examples, iter_rows
 
 from ._constants import XTRANSFERCDR_KEYS
-from ._design import Design, Pairing, canonical_names, make_design, resolve_pairing
+from ._design import Design, Pairing, make_design, resolve_pairing
 from ._module import XTransferCDRModule
-from ._networks import Activation, Architecture
+from ._networks import Activation, Architecture, check_network
 from ._pairs import PairDataSplitter
 from ._prediction import PredictionMixin
 from ._representation import RepresentationMixin
@@ -109,7 +109,7 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
     ):
         super().__init__(adata, registry)
         n_hidden = [int(width) for width in n_hidden]
-        _check_network(n_hidden, n_latent, n_residual_blocks, architecture, dropout_rate, output_activation)
+        check_network(n_hidden, n_latent, n_residual_blocks, architecture, dropout_rate, output_activation)
         if adata is not None:
             _check_activation(self.adata, registered_layer(self.adata_manager), output_activation)
         self.module = self._module_cls(
@@ -319,25 +319,6 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
             names["perturbation"], names["context"], batches, arguments["control"], arguments["delimiter"], cells
         )
 
-    def _names(self, adata: AnnData | None = None) -> dict[str, np.ndarray]:
-        """Perturbation, in canonical form, and context and batch of every cell of registered data, as strings."""
-        manager = self.adata_manager if adata is None else self.get_anndata_manager(adata, required=True)
-        names = {}
-        for key in (XTRANSFERCDR_KEYS.PERTURBATION_KEY, XTRANSFERCDR_KEYS.CONTEXT_KEY, XTRANSFERCDR_KEYS.BATCH_KEY):
-            categories = manager.get_state_registry(key).categorical_mapping
-            codes = manager.get_from_registry(key).ravel()
-            names[key] = np.array([str(name) for name in categories], dtype=object)[codes]
-        arguments = self._setup_arguments
-        names["perturbation"] = canonical_names(names["perturbation"], arguments["control"], arguments["delimiter"])
-        if arguments["context_key"] is None:
-            names["context"] = np.full(len(names["context"]), "", dtype=object)
-        return names
-
-    @property
-    def _setup_arguments(self) -> dict:
-        arguments = self.registry["setup_args"]
-        return {**arguments, "control": str(arguments["control"])}
-
     def _check_validation(self, cells: np.ndarray, options: dict, needed: bool) -> None:
         if needed and not len(cells):
             raise ValueError(
@@ -396,23 +377,6 @@ def _check_control(adata: AnnData, perturbation_key: str, control: str) -> None:
         )
     if (names == control).all():
         raise ValueError(f"All cells are {control!r} in adata.obs[{perturbation_key!r}]: there is no perturbation.")
-
-
-def _check_network(n_hidden, n_latent, n_residual_blocks, architecture, dropout_rate, output_activation) -> None:
-    sizes = {"n_hidden": n_hidden, "n_latent": [n_latent]}
-    for name, widths in sizes.items():
-        if not widths or min(widths) < 1:
-            raise ValueError(f"{name} must be positive, but got {widths if name == 'n_hidden' else n_latent}.")
-    if n_residual_blocks < 0:
-        raise ValueError(f"n_residual_blocks={n_residual_blocks} must not be negative.")
-    if not 0 <= dropout_rate < 1:
-        raise ValueError(f"dropout_rate={dropout_rate} must be at least 0 and below 1.")
-    for name, value, known in (
-        ("architecture", architecture, ("residual", "plain")),
-        ("output_activation", output_activation, ("relu", "softplus", "linear")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, known))}.")
 
 
 def _check_activation(adata: AnnData, layer: str | None, output_activation: Activation) -> None:

@@ -69,3 +69,20 @@ def make_decoder(
         at = len(widths) - min(2, len(widths)) + 1
         layers[at:at] = [ResidualBlock(widths[at - 1], dropout_rate) for _ in range(n_residual_blocks)]
     return nn.Sequential(*layers, nn.Linear(widths[-1], n_output), _ACTIVATIONS[activation]())
+
+
+def check_network(n_hidden, n_latent, n_residual_blocks, architecture, dropout_rate, output_activation) -> None:
+    sizes = {"n_hidden": n_hidden, "n_latent": [n_latent]}
+    for name, widths in sizes.items():
+        if not widths or min(widths) < 1:
+            raise ValueError(f"{name} must be positive, but got {widths if name == 'n_hidden' else n_latent}.")
+    if n_residual_blocks < 0:
+        raise ValueError(f"n_residual_blocks={n_residual_blocks} must not be negative.")
+    if not 0 <= dropout_rate < 1:
+        raise ValueError(f"dropout_rate={dropout_rate} must be at least 0 and below 1.")
+    for name, value, known in (
+        ("architecture", architecture, ("residual", "plain")),
+        ("output_activation", output_activation, ("relu", "softplus", "linear")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, known))}.")

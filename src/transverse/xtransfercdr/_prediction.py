@@ -10,18 +10,17 @@ import torch
 from anndata import AnnData
 from scvi.utils import track
 
-from transverse._compat import registered_layer
-from transverse._validation import align_genes, check_log_normalized, examples
+from transverse._validation import examples
 from transverse.pp._perturbations import clean, parts
 
+from ._cell_access import CellAccessMixin
 from ._cells import Cells
-from ._design import canonical_names
-from ._sources import UNKNOWN, Effect, EffectTable, SourceWeights, choose_parts, leak_of
+from ._sources import Effect, EffectTable, SourceWeights, carriers, choose_parts, leak_of, observed_change
 
 Output = Literal["combined", "change", "decoded"]
 
 
-class PredictionMixin:
+class PredictionMixin(CellAccessMixin):
     """What a perturbation does to the cells of a context, from what it did elsewhere."""
 
     def predict(
@@ -159,17 +158,15 @@ class PredictionMixin:
         effects = [table.take(part, where, distances, source_weights, bandwidth) for part, where in chosen.items()]
         if combine == "auto":
             combine = "sum" if self.pairing_["n_combinations"] else "largest"
-        carriers = None
+        pool = None
         if basal == "reference" or n_samples:
-            carriers = self._training_cells() if given is None else given
+            pool = self._training_cells() if given is None else given
         if basal == "reference":
             first = effects[0]
-            start = _carriers(carriers, first.name, [context] if context in first.contexts else first.contexts)
+            start = carriers(pool, first.name, [context] if context in first.contexts else first.contexts)
         means = [scale * effect.mean for scale, effect in zip(scales, effects, strict=True)]
         draws = (
-            self._draw_effects(carriers, effects, scales, (len(start), n_samples), batch_size, seed)
-            if n_samples
-            else []
+            self._draw_effects(pool, effects, scales, (len(start), n_samples), batch_size, seed) if n_samples else []
         )
 
         layers: dict[str, list[np.ndarray]] = {"control": [], "decoded_control": [], "decoded": [], "std": []}
@@ -194,9 +191,7 @@ class PredictionMixin:
         x = found.pop("decoded")
         if output != "decoded":
             change = x - found["decoded_control"]
-            observed = (
-                None if output == "change" or basal == "reference" else _observed_change(effects, scales, combine)
-            )
+            observed = None if output == "change" or basal == "reference" else observed_change(effects, scales, combine)
             observed_weight = 0.0 if observed is None else observed_weight
             if observed_weight:
                 change = (1 - observed_weight) * change + np.float32(observed_weight) * observed.astype(np.float32)
@@ -332,7 +327,7 @@ class PredictionMixin:
 
     def _draw_effects(
         self,
-        carriers: Cells,
+        pool: Cells,
         effects: Sequence[Effect],
         scales: Sequence[float],
         shape: tuple[int, int],
@@ -343,73 +338,13 @@ class PredictionMixin:
         rng = np.random.default_rng(seed)
         draws = []
         for scale, effect in zip(scales, effects, strict=True):
-            cells = _carriers(carriers, effect.name, effect.contexts)
+            cells = carriers(pool, effect.name, effect.contexts)
             of_cells = np.concatenate([self._encode(x)[1] for x in cells.batches(batch_size)])
             share = {c: w / (cells.contexts == c).sum() for c, w in zip(effect.contexts, effect.weights, strict=True)}
             probability = np.array([share[c] for c in cells.contexts])
             drawn = rng.choice(len(cells), size=shape, p=probability / probability.sum())
             draws.append((scale * of_cells, drawn))
         return draws
-
-    def _training_cells(self) -> Cells:
-        """Cells that the model was trained on; of other data than those, all."""
-        if self.adata is None:
-            raise ValueError(
-                "The model was loaded without data. Load it with the training data, or pass controls= (and reference=, where "
-                "single cells of the perturbation are needed)."
-            )
-        cells = self._all_cells(None)
-        trained = self.adata.obs_names.isin(self.training_cells_)
-        return cells.where(trained) if trained.any() else cells
-
-    def _control_cells(self, context: str, controls: AnnData | None) -> Cells:
-        control = self._setup_arguments["control"]
-        if controls is None:
-            cells = self._training_cells()
-            cells = cells.where((cells.perturbations == control) & (cells.contexts == context))
-            if not len(cells):
-                raise ValueError(f"adata has no control cells of context={context!r}. Pass some as controls=.")
-            return cells
-        cells = self._foreign_cells(controls, "controls", control, context)
-        for key, found, expected in (
-            ("perturbation_key", cells.perturbations, control),
-            ("context_key", cells.contexts, context),
-        ):
-            if len(other := found[found != expected]):
-                column = self._setup_arguments[key]
-                raise ValueError(
-                    f"controls must have only cells with {expected!r} in obs[{column!r}], but has {examples(np.unique(other))}."
-                )
-        return cells
-
-    def _reference_cells(self, reference: AnnData, singles: Sequence[str]) -> Cells:
-        key = self._setup_arguments["perturbation_key"]
-        if isinstance(reference, AnnData) and key not in reference.obs and len(singles) > 1:
-            raise ValueError(
-                f"reference needs obs[{key!r}], to tell which cells had which of the perturbations {examples(singles)}."
-            )
-        return self._foreign_cells(reference, "reference", singles[0], UNKNOWN)
-
-    def _foreign_cells(self, adata: AnnData, argument: str, perturbation: str, context: str) -> Cells:
-        """Cells of the user's, checked; what their ``obs`` does not say is as given."""
-        if not isinstance(adata, AnnData):
-            raise TypeError(f"{argument} must be an AnnData, but got {type(adata).__name__}.")
-        if adata.n_obs == 0:
-            raise ValueError(f"{argument} has no cells.")
-        arguments = self._setup_arguments
-        layer = registered_layer(self.adata_manager) if self.adata is not None else arguments["layer"]
-        adata = align_genes(adata, self.var_names_, argument)
-        check_log_normalized(adata, layer, argument)
-        labels = []
-        for key, otherwise in ((arguments["perturbation_key"], perturbation), (arguments["context_key"], context)):
-            if key is None:
-                otherwise = ""
-            found = adata.obs[key] if key in adata.obs else pd.Series(otherwise, index=adata.obs_names)
-            if found.isna().any():
-                raise ValueError(f"{argument}.obs[{key!r}] is missing for {int(found.isna().sum())} cells.")
-            labels.append(found.astype(str).to_numpy(dtype=object))
-        names = canonical_names(labels[0], arguments["control"], arguments["delimiter"])
-        return Cells(adata, np.arange(adata.n_obs), layer, names, labels[1])
 
     def _prediction_obs(
         self, perturbation: str | Sequence[str], context: str, basal: str, start: Cells
@@ -449,28 +384,6 @@ class PredictionMixin:
             "shift": table.shifts,
             "n_cells": table.n_cells,
         }
-
-
-def _observed_change(effects: Sequence[Effect], scales: Sequence[float], combine: str) -> np.ndarray | None:
-    """What the parts were seen to do where their effect is taken from, shape ``(n_genes,)``; None where it is unknown."""
-    shifts = [effect.shift for effect in effects]
-    if any(shift is None for shift in shifts):
-        return None
-    changes = np.stack([scale * shift for scale, shift in zip(scales, shifts, strict=True)])
-    if combine == "sum":
-        return changes.sum(axis=0)
-    return np.take_along_axis(changes, np.abs(changes).argmax(axis=0)[None], axis=0)[0]
-
-
-def _carriers(cells: Cells, name: str, contexts: Sequence[str]) -> Cells:
-    """The cells that an effect is taken from."""
-    found = cells.where((cells.perturbations == name) & np.isin(cells.contexts.astype(str), contexts))
-    if lacking := sorted(set(contexts) - set(found.contexts)):
-        raise ValueError(
-            f"The data of the model have no cells of {name!r} in {examples(lacking)}. Load it with the training data, or pass "
-            "such cells as reference=."
-        )
-    return found
 
 
 def _check_strengths(strengths: Sequence[float] | None, found: Sequence[str]) -> list[float]:

@@ -6,19 +6,16 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scvi.utils import track
 
-from transverse._compat import registered_layer
 from transverse._validation import check_obs_key
 
 from ._additivity import latent_additivity
-from ._cells import Cells
-from ._sources import UNKNOWN
+from ._cell_access import CellAccessMixin
 
 
-class RepresentationMixin:
+class RepresentationMixin(CellAccessMixin):
     """Basal states and effects of cells, and what they say of perturbations."""
 
     def get_basal_representation(
@@ -200,26 +197,3 @@ class RepresentationMixin:
         encoded = [self._encode(x) for x in batches]
         basal, effects = (np.concatenate(part) for part in zip(*encoded, strict=True))
         return basal[inverse], effects[inverse]
-
-    def _all_cells(self, adata: AnnData | None) -> Cells:
-        """Cells of the model's data, or of others, which need no labels that the model knows, nor any at all."""
-        if adata is not None and adata is not self.adata:
-            return self._foreign_cells(adata, "adata", UNKNOWN, UNKNOWN)
-        if self.adata is None:
-            raise ValueError("The model was loaded without data: pass adata=.")
-        names = self._names()
-        layer = registered_layer(self.adata_manager)
-        return Cells(self.adata, np.arange(self.adata.n_obs), layer, names["perturbation"], names["context"])
-
-    @torch.inference_mode()
-    def _encode(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Basal states and effects of some profiles."""
-        self.module.eval()
-        outputs = self.module.inference(torch.from_numpy(x))
-        return outputs["basal"].cpu().numpy(), outputs["effect"].cpu().numpy()
-
-    @torch.inference_mode()
-    def _decode(self, z: np.ndarray) -> np.ndarray:
-        """Expression from sums of basal states and effects."""
-        self.module.eval()
-        return self.module.generative(torch.from_numpy(np.ascontiguousarray(z, dtype=np.float32)))["x"].cpu().numpy()

@@ -11,6 +11,8 @@ import numpy as np
 from transverse._similarity import similarity_weights
 from transverse._validation import examples
 
+from ._cells import Cells
+
 SourceWeights = Literal["similarity", "uniform", "cells"]
 
 # the context of cells that do not tell theirs
@@ -128,3 +130,25 @@ def leak_of(chosen: Mapping[str, Sequence[str]], name: str, context: str, same_c
     if context in chosen[name]:
         return "same cell" if same_cell else "same condition, other cells"
     return UNKNOWN if UNKNOWN in chosen[name] else "none"
+
+
+def observed_change(effects: Sequence[Effect], scales: Sequence[float], combine: str) -> np.ndarray | None:
+    """What the parts were seen to do where their effect is taken from, shape ``(n_genes,)``; None where it is unknown."""
+    shifts = [effect.shift for effect in effects]
+    if any(shift is None for shift in shifts):
+        return None
+    changes = np.stack([scale * shift for scale, shift in zip(scales, shifts, strict=True)])
+    if combine == "sum":
+        return changes.sum(axis=0)
+    return np.take_along_axis(changes, np.abs(changes).argmax(axis=0)[None], axis=0)[0]
+
+
+def carriers(cells: Cells, name: str, contexts: Sequence[str]) -> Cells:
+    """The cells that an effect is taken from."""
+    found = cells.where((cells.perturbations == name) & np.isin(cells.contexts.astype(str), contexts))
+    if lacking := sorted(set(contexts) - set(found.contexts)):
+        raise ValueError(
+            f"The data of the model have no cells of {name!r} in {examples(lacking)}. Load it with the training data, or pass "
+            "such cells as reference=."
+        )
+    return found
