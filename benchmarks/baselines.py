@@ -209,6 +209,19 @@ TASKS: dict[str, Callable[[Path, list[int]], dict[str, pd.DataFrame]]] = {
 }
 
 
+def run(tasks: dict[str, Callable], args: argparse.Namespace) -> None:
+    """Run the tasks that were asked for, print their tables and write them."""
+    for task in args.only:
+        start = time.perf_counter()
+        with threadpool_limits(args.threads):
+            tables = tasks[task](args.data, args.seeds)
+        for name, table in tables.items():
+            print(f"\n{name} ({time.perf_counter() - start:.0f} s)\n{table.to_string(index=False)}", flush=True)
+            if args.out:
+                args.out.mkdir(parents=True, exist_ok=True)
+                table.to_csv(args.out / f"{name}.csv", index=False)
+
+
 def main() -> None:
     """Run all tasks and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -219,15 +232,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the tables as CSV files")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    for task in args.only:
-        start = time.perf_counter()
-        with threadpool_limits(args.threads):
-            tables = TASKS[task](args.data, args.seeds)
-        for name, table in tables.items():
-            print(f"\n{name} ({time.perf_counter() - start:.0f} s)\n{table.to_string(index=False)}", flush=True)
-            if args.out:
-                args.out.mkdir(parents=True, exist_ok=True)
-                table.to_csv(args.out / f"{name}.csv", index=False)
+    run(TASKS, args)
 
 
 if __name__ == "__main__":

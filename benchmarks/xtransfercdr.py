@@ -36,12 +36,12 @@ import scanpy as sc
 import scvi
 import torch
 from anndata import AnnData
-from baselines import DOUBLES, RESPONSE_SCORES, wide
-from threadpoolctl import threadpool_limits
+from baselines import DOUBLES, RESPONSE_SCORES, run, wide
 
 import transverse as tv
 from transverse.xtransfercdr import REFERENCE
 
+THREADS = 1
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
 
@@ -73,6 +73,7 @@ def methods(keys: dict, **variants: dict) -> dict[str, Callable]:
                 scvi.settings.seed = seed
                 tv.XTransferCDR.setup_anndata(train, **keys)
                 model = tv.XTransferCDR(train, **options.get("model", {}))
+                torch.set_num_threads(THREADS)  # scanpy, by way of numba, has raised it
                 start = time.process_time()
                 model.train(**QUIET, **options.get("train", {}))
                 print(
@@ -323,21 +324,15 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(args.threads)
+    global THREADS
+    THREADS = args.threads
+    torch.set_num_threads(THREADS)
     for name in set(ABLATIONS) - set(args.variants or ABLATIONS):
         del ABLATIONS[name]
     if args.memory:
         memory(args.memory)
         return
-    for task in args.only:
-        start = time.perf_counter()
-        with threadpool_limits(args.threads):
-            tables = TASKS[task](args.data, args.seeds)
-        for name, table in tables.items():
-            print(f"\n{name} ({time.perf_counter() - start:.0f} s)\n{table.to_string(index=False)}", flush=True)
-            if args.out:
-                args.out.mkdir(parents=True, exist_ok=True)
-                table.to_csv(args.out / f"{name}.csv", index=False)
+    run(TASKS, args)
 
 
 if __name__ == "__main__":
