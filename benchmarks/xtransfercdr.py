@@ -171,13 +171,22 @@ ABLATIONS = {
     "no basal reconstruction": {"model": {"basal_weight": 0.0}},
     "no self-reconstruction": {"model": {"reconstruction_weight": 0.0}},
     "no noise": {"model": {"input_noise": 0.0, "latent_noise": 0.0}},
-    "no control pairs (paper)": {"train": {"control_share": 0.0}},
-    "pairs of perturbations only (paper)": {"train": {"pairing": "perturbation", "control_share": 0.0}},
-    "pairs of perturbations and controls": {"train": {"pairing": "perturbation"}},
     "pairs of contexts only": {"train": {"pairing": "context"}},
     "static pairs (reference)": {"train": {"resample": False}},
     "no weight averaging": {"train": {"weight_averaging": None}},
 }
+# without what is ours: pairs of two perturbations, control cells as targets only, weights of the last step
+PAPER = {
+    "pairing": "perturbation",
+    "control_share": 0.0,
+    "weight_averaging": None,
+    "plan_kwargs": {"lr": 1e-3, "lr_factor": 0.5},
+}
+for left_out in ("", "cross", "orthogonality", "similarity"):
+    ABLATIONS["paper's training" + f", no {left_out}" * bool(left_out)] = {
+        "train": PAPER,
+        "model": {f"{left_out}_weight": 0.0} if left_out else {},
+    }
 
 
 def ablation(folder: Path, seeds: list[int]) -> dict[str, pd.DataFrame]:

@@ -19,7 +19,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 import transverse as tv
-from transverse.xtransfercdr import KeepBest, XTransferCDRTrainingPlan, default_epochs
+from transverse._callbacks import KeepBest
+from transverse.xtransfercdr import XTransferCDRTrainingPlan, default_epochs
 from transverse.xtransfercdr._model import REFERENCE
 from transverse.xtransfercdr._pairs import KIND, LEFT, RIGHT, draw_pairs
 from transverse.xtransfercdr._training_plan import moving_average

@@ -2,6 +2,6 @@
 
 from ._model import REFERENCE, XTransferCDR, default_epochs
 from ._module import XTransferCDRModule
-from ._training_plan import KeepBest, XTransferCDRTrainingPlan
+from ._training_plan import XTransferCDRTrainingPlan
 
-__all__ = ["REFERENCE", "KeepBest", "XTransferCDR", "XTransferCDRModule", "XTransferCDRTrainingPlan", "default_epochs"]
+__all__ = ["REFERENCE", "XTransferCDR", "XTransferCDRModule", "XTransferCDRTrainingPlan", "default_epochs"]

@@ -13,6 +13,7 @@ from scvi.data.fields import CategoricalObsField, LayerField
 from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
+from transverse._callbacks import KeepBest
 from transverse._compat import REGISTRY_KEYS, devices_dsp, registered_layer
 from transverse._model_base import GeneAlignedModel
 from transverse._validation import check_columns, check_log_normalized, examples, iter_rows
@@ -24,7 +25,7 @@ from ._networks import Activation, Architecture, check_network
 from ._pairs import PairDataSplitter
 from ._prediction import PredictionMixin
 from ._representation import RepresentationMixin
-from ._training_plan import KeepBest, XTransferCDRTrainingPlan, moving_average
+from ._training_plan import XTransferCDRTrainingPlan, moving_average
 
 logger = logging.getLogger(__name__)
 

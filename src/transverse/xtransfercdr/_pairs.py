@@ -14,6 +14,7 @@ from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from transverse._compat import REGISTRY_KEYS
+from transverse._rows import read_rows
 
 from ._constants import COMBINATION, SAME_CONTEXT, XTRANSFERCDR_KEYS
 from ._design import Design
@@ -186,9 +187,7 @@ class PairDataset(Dataset):
         doubles = pairs[pairs[:, KIND] == COMBINATION, DOUBLE]
         # without a control, the cell itself holds the place
         wanted = np.concatenate([cells, np.where(controls < 0, cells, controls), doubles])
-        # every row is read once and in the order of the file, which is what a backed AnnData returns
-        unique, inverse = np.unique(wanted, return_inverse=True)
-        x = torch.from_numpy(self.rows[unique][REGISTRY_KEYS.X_KEY])[torch.from_numpy(inverse)]
+        x = read_rows(self.rows, wanted)
         return {
             REGISTRY_KEYS.X_KEY: x,
             XTRANSFERCDR_KEYS.KIND_KEY: torch.from_numpy(pairs[:, KIND].copy()),

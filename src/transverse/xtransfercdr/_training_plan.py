@@ -4,7 +4,7 @@ from math import ceil
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from scvi.train import TrainingPlan
 
 from ._constants import COMBINATION, XTRANSFERCDR_KEYS
@@ -74,37 +74,6 @@ class XTransferCDRTrainingPlan(TrainingPlan):
             schedule = torch.optim.lr_scheduler.StepLR(config["optimizer"], every, gamma=self.lr_factor)
             config["lr_scheduler"] = {"scheduler": schedule, "interval": "epoch"}
         return config
-
-
-class KeepBest(Callback):
-    """Keeps the weights of the epoch with the lowest validation loss, and puts them back after training.
-
-    Of averaged weights, if it comes before the callback that averages them.
-    """
-
-    def __init__(self, monitor: str = "validation_loss"):
-        self.monitor = monitor
-        self.best = float("inf")
-        self.epoch: int | None = None
-        self._state: dict[str, torch.Tensor] | None = None
-        self._validated: dict[str, torch.Tensor] | None = None
-
-    def on_validation_epoch_end(self, trainer, pl_module) -> None:
-        """Copy the weights that were validated: an average is taken out of the model before its loss is known."""
-        state = pl_module.module.state_dict()
-        self._validated = {key: tensor.detach().cpu().clone() for key, tensor in state.items()}
-
-    def on_validation_end(self, trainer, pl_module) -> None:
-        """Keep the copy if it is better."""
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is not None and float(value) < self.best:
-            self.best, self.epoch, self._state = float(value), trainer.current_epoch, self._validated
-        self._validated = None
-
-    def on_fit_end(self, trainer, pl_module) -> None:
-        """Put the best weights back, after any average was."""
-        if self._state is not None:
-            pl_module.module.load_state_dict(self._state)
 
 
 def moving_average(decay: float) -> WeightAveraging:
