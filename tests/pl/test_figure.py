@@ -61,6 +61,11 @@ def test_all_are_exported():
         "prediction_umap",
         "score_boxplot",
         "ablation",
+        "signature_strips",
+        "signature_scatter",
+        "fold_over_baseline",
+        "latent_agreement",
+        "reactome_heatmap",
     }
 
 

@@ -6,26 +6,17 @@ from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 
-from transverse._groups import group_profiles
-from transverse._validation import align_genes, check_finite
 from transverse.metrics._conditions import Cells, conditions
 from transverse.metrics._response import score_conditions, top_changes, top_sizes
 
-from ._figure import COLORS, finish, panels, short_names
-from ._labels import label_beside
+from ._figure import finish, panels
+from ._fit import fit_titles
 from ._predictions import Names, choose_predictions, condition_names
+from ._scatter import draw_against_truth, name_genes, scatter_legend, spread_of
 
 Of = Literal["change", "expression"]
-
-_SPREAD = "std"
-_ALL = {"color": "#9a9a9a", "s": 9, "linewidths": 0, "rasterized": True}
-_TOP = {"color": COLORS[3], "s": 14, "linewidths": 0, "zorder": 3}
-_IDENTITY = {"color": "black", "linestyle": "--", "linewidth": 0.8}
 
 
 def prediction_scatter(
@@ -115,7 +106,7 @@ def prediction_scatter(
     data = conditions(truth, pred, control, pred_control, **keys, **options)
     scores = score_conditions(data, n_top=n_top)
     scores = scores[scores["of"] == of]
-    spread = _spread(pred, data.var_names, [key for key in keys.values() if key is not None])
+    spread = spread_of(pred, data.var_names, data.keys)
 
     x, y = (data.change, data.pred_change) if of == "change" else (data.truth.mean, data.pred.mean)
     has_top = scores["genes"].nunique() > 1
@@ -124,55 +115,17 @@ def prediction_scatter(
     names = condition_names(data.keys)
     axes = panels(ax, len(x), "conditions", ncols=ncols, size=(3.4, 3.9))
     for i, panel in enumerate(axes):
-        if of == "change":
-            panel.axhline(0, color="#bdbdbd", linewidth=0.7, zorder=0)
-            panel.axvline(0, color="#bdbdbd", linewidth=0.7, zorder=0)
-        panel.axline((0, 0), slope=1, zorder=1, **_IDENTITY)
-        others = np.setdiff1d(np.arange(x.shape[1]), top[i])
-        panel.scatter(x[i, others], y[i, others], **_ALL)
-        panel.scatter(x[i, top[i]], y[i, top[i]], **_TOP)
-        drawn = [x[i], y[i]]
-        if spread is not None and has_top:
-            low, high = (y[i, top[i]] + sign * spread[i, top[i]] for sign in (-1, 1))
-            panel.vlines(x[i, top[i]], low, high, color=COLORS[3], linewidth=0.8, alpha=0.6, zorder=2)
-            drawn += [low, high]
-        low, high = min(map(np.min, drawn)), max(map(np.max, drawn))
-        margin = 0.08 * max(high - low, 1e-6)
-        limits = (low - margin, high + margin)
-        panel.set(xlim=limits, ylim=limits, aspect="equal", xlabel=f"true mean {of}", ylabel=f"predicted mean {of}")
-        panel.locator_params(nbins=5)
+        own = None if spread is None else spread[i]
+        draw_against_truth(panel, x[i], y[i], top[i], own, lines=of == "change")
+        panel.set(xlabel=f"true mean {of}", ylabel=f"predicted mean {of}")
         title = [names[i]] if names[i] else []
         panel.set_title("\n".join([*title, *_score_lines(scores, i)]), fontsize="medium")
-        panel.spines[["top", "right"]].set_visible(False)
     if ax is None:
-        handles = _handles(n_top if has_top else None)
-        ncols = len(handles) if len(axes) > 1 and ncols > 1 else 2
-        axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize="small")
-    points = [np.column_stack(pair) for pair in zip(x, y, strict=True)]
-    label_beside(
-        axes,
-        [own[genes] for own, genes in zip(points, named, strict=True)],
-        [short_names(data.var_names[genes]) for genes in named],
-        # names keep clear of the line, too
-        obstacles=[
-            np.vstack([own, np.linspace(*panel.get_xlim(), 80)[:, None].repeat(2, axis=1)])
-            for own, panel in zip(points, axes, strict=True)
-        ],
-    )
-    for panel in axes:
-        for text in panel.texts:
-            text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
+        scatter_legend(axes, top=f"top {n_top} by true change" if has_top else None)
+    fit_titles(axes)
+    name_genes(axes, x, y, named, data.var_names, top=top, spread=spread)
     finish(axes, ax, show, save)
     return axes
-
-
-def _spread(pred: Cells, var_names: pd.Index, by: Sequence[str]) -> np.ndarray | None:
-    """Mean spread of the predictions of each condition, if they have one."""
-    if not isinstance(pred, AnnData) or _SPREAD not in pred.layers:
-        return None
-    pred = align_genes(pred, var_names, "pred")
-    check_finite(pred, _SPREAD, "pred")
-    return group_profiles(pred, by, _SPREAD).mean
 
 
 def _score_lines(scores: pd.DataFrame, i: int) -> list[str]:
@@ -185,12 +138,3 @@ def _score_lines(scores: pd.DataFrame, i: int) -> list[str]:
         )
         lines.append(f"{genes} genes: R² {r2:z.2f}, Pearson {pearson:z.2f}")
     return lines
-
-
-def _handles(n_top: int | None) -> list[Line2D]:
-    """What a legend shows, of what is drawn."""
-    dot = {"marker": "o", "linestyle": "", "markersize": 4}
-    handles = [Line2D([], [], color=_ALL["color"], label="gene", **dot)]
-    if n_top is not None:
-        handles.append(Line2D([], [], color=_TOP["color"], label=f"top {n_top} by true change", **dot))
-    return [*handles, Line2D([], [], label="true = predicted", **_IDENTITY)]

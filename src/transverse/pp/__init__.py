@@ -8,6 +8,7 @@ from ._read_orthologs import read_orthologs
 from ._signatures import signatures
 from ._split_checks import check_split
 from ._splits import split_responses
+from ._stack_species import stack_species, unstack_species
 
 __all__ = [
     "OrthologMatch",
@@ -18,4 +19,6 @@ __all__ = [
     "read_orthologs",
     "signatures",
     "split_responses",
+    "stack_species",
+    "unstack_species",
 ]
