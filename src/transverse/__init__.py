@@ -4,9 +4,21 @@ from importlib.metadata import version
 
 from . import baselines, datasets, metrics, pl, pp, tl
 from ._benchmark import benchmark
+from .deepcellstate import DeepCellState
 from .scspecies import ScSpecies
 from .xtransfercdr import XTransferCDR
 
 __version__ = version("transverse")
 
-__all__ = ["ScSpecies", "XTransferCDR", "baselines", "benchmark", "datasets", "metrics", "pl", "pp", "tl"]
+__all__ = [
+    "DeepCellState",
+    "ScSpecies",
+    "XTransferCDR",
+    "baselines",
+    "benchmark",
+    "datasets",
+    "metrics",
+    "pl",
+    "pp",
+    "tl",
+]

@@ -494,3 +494,16 @@ def test_nothing_to_learn_from(grid):
         part(query, ["D03"]).X.mean(0),
         atol=1e-6,
     )
+
+
+def test_ridge_from_an_unknown_source_learns_from_all_others_to_the_target(grid):
+    adata, _ = grid
+    known = [drug for drug in DRUGS if drug not in HELD]
+    train, query = part(adata, known), part(adata, HELD, ["PC3"])
+    query.obs["cell_type"] = "new line"
+    pred = RidgeSignature(6).fit(train).predict(query, "MCF7")
+    # the target's own training signatures count, and what they are is nothing like the sources
+    shifted = train.copy()
+    shifted.X[(shifted.obs["cell_type"] == "MCF7").to_numpy()] += 5
+    moved = RidgeSignature(6).fit(shifted).predict(query, "MCF7")
+    np.testing.assert_allclose(moved.X, pred.X + 5, atol=1e-4)

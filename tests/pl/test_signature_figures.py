@@ -268,6 +268,17 @@ def test_scatter_draws_the_spread_over_sources(sides):
         scatter(truth, pred, perturbation=NAMES)
 
 
+def test_scatter_draws_no_spread_where_a_prediction_has_a_single_source(sides):
+    truth, pred, _ = sides
+    pred = pred.copy()
+    alone = (pred.obs["perturbation"] == NAMES[0]).to_numpy()
+    pred.layers["std"] = np.where(alone[:, None], np.nan, 0.2) * np.ones(pred.shape)
+    for name, length in zip(NAMES, (0, 0.4), strict=True):
+        panel = scatter(truth, pred, perturbation=name, cell_type="C2", n_names=5, show=False)[0]
+        segments = np.array(panel.collections[2].get_segments())
+        np.testing.assert_allclose(np.ptp(segments[..., 1], axis=1), length, atol=1e-6)
+
+
 def test_scatter_names_do_not_overlap(sides):
     truth, pred, _ = sides
     panel = scatter(truth, pred, perturbation=NAMES[0], cell_type="C1", n_names=15, show=False)[0]

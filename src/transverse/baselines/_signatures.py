@@ -220,8 +220,9 @@ class RidgeSignature(SignatureBaseline):
     With scores :math:`s` of a perturbation's mean signature over the source cell types, on the first :math:`K` principal components
     of the training signatures of all cell types but the target, and its signature :math:`y` in the target,
     :math:`\hat y = A s + b` minimises :math:`\sum \lVert y - A s - b \rVert^2 + \alpha \lVert A \rVert^2` over the training
-    perturbations that were measured in both. With fewer than two of those, it is trained on the other cell types, each
-    predicted from the rest. A perturbation whose signature in the target is in the training is left out of its own prediction.
+    perturbations that were measured in both. With fewer than two of those, the sources of the training are all other cell types;
+    and where the target has too few, it is trained on the other cell types, each predicted from the rest. A perturbation whose
+    signature in the target is in the training is left out of its own prediction.
 
     Parameters
     ----------
@@ -241,6 +242,9 @@ class RidgeSignature(SignatureBaseline):
     def _predict(self, name: str, sources: dict[str, np.ndarray], target: str) -> np.ndarray:
         seen, used = name if (name, target) in self._signatures else None, tuple(sources)
         names, x, y = self._training(target, used)
+        if (names != seen).sum() < 2:  # sources that the training does not have: from all of its others to the target
+            used = tuple(c for c in self._cell_types if c != target)
+            names, x, y = self._training(target, used)
         if (names != seen).sum() < 2:
             seen = used = None
             names, x, y = self._training(target, used)

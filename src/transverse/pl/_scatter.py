@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from transverse._groups import group_profiles
+from transverse._groups import dense, group_profiles
 from transverse._validation import align_genes, check_finite
 from transverse.metrics._conditions import Cells
 
@@ -29,10 +29,14 @@ _BAR = {"color": COLORS[3], "linewidth": 0.8, "alpha": 0.6}
 
 
 def spread_of(pred: Cells, var_names: pd.Index, keys: pd.DataFrame) -> np.ndarray | None:
-    """Mean spread of the predictions of each condition, a row of ``keys``, if they have one."""
+    """Mean spread of the predictions of each condition, a row of ``keys``, if they have one; 0 where one has none."""
     if not isinstance(pred, AnnData) or _SPREAD not in pred.layers:
         return None
     pred = align_genes(pred, var_names, "pred")
+    spread = dense(pred.layers[_SPREAD])
+    # of a single source there is no spread, but NaN
+    spread = np.where(np.isnan(spread).all(axis=1, keepdims=True), 0, spread)
+    pred = AnnData(pred.X, obs=pred.obs[list(keys.columns)], var=pred.var[[]], layers={_SPREAD: spread})
     check_finite(pred, _SPREAD, "pred")
     profiles = group_profiles(pred, list(keys.columns), _SPREAD)
     return profiles.mean[profiles.find(keys)]
