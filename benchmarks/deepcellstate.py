@@ -53,9 +53,9 @@ BASELINES = {
 
 
 def trained(train: AnnData, seed: int, name: str = "DeepCellState", **options) -> tv.DeepCellState:
-    """A model of the training signatures; ``options`` are of the constructor, but ``train``, of the training."""
+    """A model of the training signatures; ``options`` are of the constructor, but ``training``."""
     scvi.settings.seed = seed
-    training = options.pop("train", {})
+    training = options.pop("training", {})
     tv.DeepCellState.setup_anndata(train)
     model = tv.DeepCellState(train, **options)
     torch.set_num_threads(THREADS)
@@ -206,6 +206,7 @@ def variants(sim: Simulation, options: dict[str, dict], folds: int) -> pd.DataFr
         for name, changes in options.items():
             model = trained(train, fold, name, **changes)
             score = pearson(sim.held_out(fold, "C2"), model.predict(sim.held_out(fold, "C1"), "C2"))
+            print(f"  {name}: {score:.4f}", file=sys.stderr, flush=True)
             rows.append({"variant": name, "fold": fold, "C2 from C1": score})
     return mean_table(rows)
 
@@ -227,8 +228,8 @@ PARTS = {
     "no input dropout": {"input_dropout_rate": 0.0},
     "no decoder dropout": {"decoder_dropout_rate": 0.0},
     "no skip, dropout and L1": NOTHING,
-    "no autoencoder stage": {"train": {"stages": ["decoders", "frozen"]}},
-    "no frozen stage": {"train": {"stages": ["autoencoder", "decoders"]}},
+    "no autoencoder stage": {"training": {"stages": ["decoders", "frozen"]}},
+    "no frozen stage": {"training": {"stages": ["autoencoder", "decoders"]}},
 }
 
 

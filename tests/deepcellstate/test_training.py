@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from scvi.train import TrainRunner
 
 import transverse as tv
-from transverse._callbacks import copy_state
+from transverse._training import copy_state
 from transverse.deepcellstate import STAGES
 from transverse.deepcellstate._pairs import DECODER
 from transverse.deepcellstate._stages import choose_stages

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 import transverse as tv
-from transverse._callbacks import KeepBest
+from transverse._training import KeepBest
 from transverse.xtransfercdr import XTransferCDRTrainingPlan, default_epochs
 from transverse.xtransfercdr._model import REFERENCE
 from transverse.xtransfercdr._pairs import KIND, LEFT, RIGHT, draw_pairs
@@ -387,7 +387,14 @@ def test_averaging_changes_nothing_of_the_steps(responses):
 
 
 def test_moving_average():
-    average = moving_average(0.9)._kwargs["avg_fn"]
+    update = moving_average(0.9)._kwargs["multi_avg_fn"]
+
+    def average(averaged, current, n):
+        averaged = [averaged.clone(), 2 * averaged]
+        update(averaged, [current, 2 * current], n)
+        torch.testing.assert_close(averaged[1], 2 * averaged[0])
+        return averaged[0]
+
     for n in (1, 5, torch.tensor(80), torch.tensor(1000)):
         torch.testing.assert_close(
             average(torch.tensor([2.0, -1.0]), torch.tensor([2.0, -1.0]), n), torch.tensor([2.0, -1.0])
@@ -395,6 +402,8 @@ def test_moving_average():
     # short of many steps, it looks back over about a tenth of them
     for n, share in [(1, 2 / 11), (8, 0.5), (torch.tensor(20), 0.7), (torch.tensor(80), 0.9), (10**6, 0.9)]:
         torch.testing.assert_close(average(torch.tensor(1.0), torch.tensor(0.0), n), torch.tensor(share))
+    # counts are not averaged
+    assert average(torch.tensor(3), torch.tensor(7), 5) == 7
 
 
 def test_best_of_averaged_weights_by_hand(responses):

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from scvi import settings
 
-from transverse._callbacks import KeepBest
+from transverse._training import KeepBest
 from transverse._validation import examples
 
 from ._pairs import DECODER, Grid, PairDataSplitter, split

@@ -11,10 +11,10 @@ from scvi.data.fields import CategoricalObsField, LayerField
 from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
-from transverse._callbacks import copy_state
 from transverse._compat import REGISTRY_KEYS, devices_dsp, registered_layer
 from transverse._groups import dense
 from transverse._model_base import GeneAlignedModel
+from transverse._training import copy_state
 from transverse._validation import check_columns, check_finite, examples, iter_rows
 
 from ._constants import DEEPCELLSTATE_KEYS

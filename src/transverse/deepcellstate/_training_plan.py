@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback
 from scvi.train import TrainingPlan
 from torch.utils.data import DataLoader
 
-from transverse._callbacks import copy_state
+from transverse._training import copy_state
 
 from ._constants import DEEPCELLSTATE_KEYS
 from ._module import DeepCellStateModule

@@ -13,9 +13,9 @@ from scvi.data.fields import CategoricalObsField, LayerField
 from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
-from transverse._callbacks import KeepBest
 from transverse._compat import REGISTRY_KEYS, devices_dsp, registered_layer
 from transverse._model_base import GeneAlignedModel
+from transverse._training import KeepBest
 from transverse._validation import check_columns, check_log_normalized, examples, iter_rows
 
 from ._constants import XTRANSFERCDR_KEYS

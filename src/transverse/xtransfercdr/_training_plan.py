@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections import defaultdict
+from functools import partial
 from math import ceil
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from scvi.train import TrainingPlan
+
+from transverse._training import Means
 
 from ._constants import COMBINATION, XTRANSFERCDR_KEYS
 
@@ -44,6 +48,7 @@ class XTransferCDRTrainingPlan(TrainingPlan):
         super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, lr_factor=lr_factor, **kwargs)
         self.lr_step_epochs = lr_step_epochs
         self.log_combination = log_combination
+        self._terms = defaultdict(Means)
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Loss of a mini-batch of pairs."""
@@ -53,18 +58,40 @@ class XTransferCDRTrainingPlan(TrainingPlan):
         """Log the loss of a mini-batch of pairs."""
         self._step(batch, "validation")
 
+    def on_train_epoch_end(self) -> None:
+        """Log the terms of the training."""
+        self._log_terms("train")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the terms of the validation."""
+        self._log_terms("validation")
+
     def _step(self, batch: dict[str, torch.Tensor], mode: str) -> torch.Tensor:
         _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
-        values = {f"{name}_{mode}": value for name, value in output.extra_metrics.items()}
-        combination = values.pop(f"combination_{mode}")
-        options = {"on_step": self.on_step, "on_epoch": self.on_epoch, "sync_dist": self.use_sync_dist}
         n_pairs = output.n_obs_minibatch
-        self.log_dict(values, batch_size=n_pairs, **options)
+        options = {"on_step": self.on_step, "on_epoch": self.on_epoch, "sync_dist": self.use_sync_dist}
         self.log(f"{mode}_loss", output.loss.detach(), prog_bar=mode == "train", batch_size=n_pairs, **options)
-        if self.log_combination:  # in every step, also those without any: processes wait for one another here
-            n_doubles = int((batch[XTRANSFERCDR_KEYS.KIND_KEY] == COMBINATION).sum())
-            self.log(f"combination_{mode}", combination, batch_size=n_doubles, **options)
+        values = dict(output.extra_metrics)
+        combination = values.pop("combination")
+        n_doubles = int((batch[XTRANSFERCDR_KEYS.KIND_KEY] == COMBINATION).sum())
+        self._terms[mode].add(values, n_pairs)
+        self._terms[f"combination_{mode}"].add({"combination": combination}, n_doubles)
         return output.loss
+
+    def _log_terms(self, mode: str) -> None:
+        # once an epoch: to log each of them in every step takes as long as a small network
+        values = self._terms[mode].pop()
+        found = self._terms[f"combination_{mode}"].pop()
+        if self.log_combination:
+            # processes wait for one another here, also one whose pairs have no combination
+            values["combination"] = found.get("combination", torch.zeros((), device=self.device))
+        self.log_dict({f"{name}_{mode}": value for name, value in values.items()}, sync_dist=self.use_sync_dist)
+
+    def get_optimizer_creator(self):
+        """Adam, in one pass over all weights on a CPU."""
+        if self.optimizer_name != "Adam" or self.device.type != "cpu":
+            return super().get_optimizer_creator()
+        return partial(torch.optim.Adam, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Adam and its schedule."""
@@ -83,8 +110,11 @@ def moving_average(decay: float) -> WeightAveraging:
     forget their start as well. Statistics of batch normalisation are averaged with the weights.
     """
 
-    def average(averaged: torch.Tensor, current: torch.Tensor, n_averaged: torch.Tensor | int) -> torch.Tensor:
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], n_averaged: torch.Tensor | int) -> None:
         share = min(decay, (1 + int(n_averaged)) / (10 + int(n_averaged)))
-        return share * averaged + (1 - share) * current
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - share)
+        else:  # numbers of mini-batches
+            torch._foreach_copy_(averaged, current)
 
-    return WeightAveraging(avg_fn=average)
+    return WeightAveraging(multi_avg_fn=average)

@@ -1,4 +1,4 @@
-"""Callbacks of training that several models use."""
+"""What several models use in training."""
 
 from __future__ import annotations
 
@@ -43,6 +43,30 @@ class KeepBest(Callback):
         """Put the best weights back, after any average was."""
         if self._state is not None:
             pl_module.module.load_state_dict(self._state)
+
+
+class Means:
+    """Weighted means of what is added, by name."""
+
+    def __init__(self):
+        self._names: list[str] = []
+        self._total: torch.Tensor | None = None
+        self._weight = 0
+
+    def add(self, values: dict[str, torch.Tensor], weight: int) -> None:
+        """Add values, always of the same names."""
+        if not weight:
+            return
+        values = {name: value.detach() for name, value in values.items()}
+        total = weight * torch.stack(list(values.values()))
+        self._names, self._weight = list(values), self._weight + weight
+        self._total = total if self._total is None else self._total + total
+
+    def pop(self) -> dict[str, torch.Tensor]:
+        """The means since the last time; nothing if nothing was added."""
+        means = {} if self._total is None else dict(zip(self._names, self._total / self._weight, strict=True))
+        self.__init__()
+        return means
 
 
 def copy_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
