@@ -426,3 +426,14 @@ def test_very_few_signatures_are_all_trained_on():
 def test_sizes_that_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         split(large_grid(), *sizes, True, 0)
+
+
+def test_no_cell_type_is_left_without_training():
+    """Three perturbations in many cell types, of which most have two."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        table = np.array([(p, c) for c in range(15) for p in rng.permutation(3)[:2]])
+        grid = Grid(*table.T)
+        train, validation = split(grid, 0.6, None, True, seed)
+        assert len(validation) == 12
+        assert set(grid.cell_types[train]) == set(range(15))

@@ -255,15 +255,14 @@ def split(
     left out as were measured in another cell type, and, of single cell types, as have others of it to learn from.
     """
     rows = np.arange(len(grid.perturbations))
-    names = grid.perturbations
-    possible = grid.shared
-    default = 0.95
-    if len(np.unique(names[possible])) < 20:
-        names = np.unique(np.column_stack([grid.perturbations, grid.cell_types]), axis=0, return_inverse=True)[
-            1
-        ].ravel()
-        of_type = np.unique(np.column_stack([names, grid.cell_types])[possible], axis=0)[:, 1]
-        possible = possible & (np.bincount(of_type, minlength=grid.cell_types.max() + 1)[grid.cell_types] > 1)
+    names, possible, default = grid.perturbations, grid.shared, 0.95
+    of_types = len(np.unique(names[possible])) < 20
+    if of_types:
+        pairs = np.column_stack([grid.perturbations, grid.cell_types])
+        pairs, names = np.unique(pairs, axis=0, return_inverse=True)
+        names = names.ravel()
+        n_of_type = np.bincount(np.unique(pairs[names[possible]], axis=0)[:, 1], minlength=grid.cell_types.max() + 1)
+        possible = possible & (n_of_type[grid.cell_types] > 1)
         default = 0.9 if len(np.unique(names[possible])) >= 20 else 1.0
     train_size = default if train_size is None else train_size
     if not 0 < train_size <= 1:
@@ -274,7 +273,11 @@ def split(
         )
     groups = np.unique(names[possible])
     n_train = max(1, round(train_size * len(groups)))
-    n_validation = len(groups) - n_train if validation_size is None else round(validation_size * len(groups))
     order = np.random.default_rng(seed).permutation(groups) if shuffle else groups
+    if of_types:  # one of each cell type is trained on in any case
+        first = np.unique(pairs[order, 1], return_index=True)[1]
+        order = np.concatenate([order[first], np.delete(order, first)])
+        n_train = max(n_train, len(first))
+    n_validation = len(groups) - n_train if validation_size is None else round(validation_size * len(groups))
     out, validation = order[n_train:], order[n_train : n_train + n_validation]
     return rows[~np.isin(names, out)], rows[np.isin(names, validation)]
