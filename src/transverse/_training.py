@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from scvi.train import TrainingPlan
+
+
+class OnePassAdamPlan(TrainingPlan):
+    """A training plan whose Adam goes over all weights in one pass on a CPU too, where PyTorch's default takes one by one."""
+
+    def get_optimizer_creator(self):
+        """Adam with the arguments of the plan, or the optimiser that was asked for."""
+        if self.optimizer_name != "Adam" or self.device.type != "cpu":
+            return super().get_optimizer_creator()
+        return partial(torch.optim.Adam, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=True)
 
 
 class KeepBest(Callback):

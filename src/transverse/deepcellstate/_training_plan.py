@@ -4,10 +4,9 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from scvi.train import TrainingPlan
 from torch.utils.data import DataLoader
 
-from transverse._training import copy_state
+from transverse._training import OnePassAdamPlan, copy_state
 
 from ._constants import DEEPCELLSTATE_KEYS
 from ._module import DeepCellStateModule
@@ -39,7 +38,7 @@ def agreement(module: DeepCellStateModule, batch: dict[str, torch.Tensor]) -> Ag
     return Agreement(int(batch[DEEPCELLSTATE_KEYS.DECODER_KEY]), output.loss, pearson, len(group), n)
 
 
-class DeepCellStateTrainingPlan(TrainingPlan):
+class DeepCellStateTrainingPlan(OnePassAdamPlan):
     """Adam, and the validation as the reference scores it.
 
     Parameters

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import partial
 from math import ceil
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from scvi.train import TrainingPlan
 
-from transverse._training import Means
+from transverse._training import Means, OnePassAdamPlan
 
 from ._constants import COMBINATION, XTRANSFERCDR_KEYS
 
 
-class XTransferCDRTrainingPlan(TrainingPlan):
+class XTransferCDRTrainingPlan(OnePassAdamPlan):
     """Adam with a step schedule, and every term of the loss in the history.
 
     Parameters
@@ -86,12 +84,6 @@ class XTransferCDRTrainingPlan(TrainingPlan):
             # processes wait for one another here, also one whose pairs have no combination
             values["combination"] = found.get("combination", torch.zeros((), device=self.device))
         self.log_dict({f"{name}_{mode}": value for name, value in values.items()}, sync_dist=self.use_sync_dist)
-
-    def get_optimizer_creator(self):
-        """Adam, in one pass over all weights on a CPU."""
-        if self.optimizer_name != "Adam" or self.device.type != "cpu":
-            return super().get_optimizer_creator()
-        return partial(torch.optim.Adam, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Adam and its schedule."""
