@@ -1,0 +1,8 @@
+"""UGE: genes and samples of several species in one space, by how genes respond to drugs."""
+
+from ._constants import PRESETS
+from ._model import UGE
+from ._module import UGEModule
+from ._training_plan import UGETrainingPlan
+
+__all__ = ["PRESETS", "UGE", "UGEModule", "UGETrainingPlan"]

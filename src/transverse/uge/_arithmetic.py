@@ -1,0 +1,295 @@
+"""What a drug does in an organ and species where it was not tried."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from transverse._groups import dense
+from transverse._validation import examples
+
+Via = Literal["reactome", "A", "B", "C"]
+
+
+class ArithmeticMixin:
+    """Predictions of conditions, reactomes and genes."""
+
+    def predict(
+        self,
+        species: str,
+        organ: str,
+        drug: str,
+        *,
+        via: Via = "reactome",
+        source: str | None = None,
+        output: Literal["change", "decoded"] = "change",
+        allow_leak: bool = False,
+        batch_size: int = 64,
+    ) -> AnnData:
+        r"""Predict the expression of an organ under a drug, in a species where it was not measured.
+
+        From every control sample :math:`i` of the organ in the species,
+
+        .. math::
+
+            \text{reactome (ours):}\quad & \hat x_i = x_i + \hat\Delta_{\cdot ok}, \\
+            A:\quad & \hat z_i = z_i + (\bar z_{s',o,k} - \bar z_{s',o,0}), \\
+            B:\quad & \hat z_i = \bar z_{s',o,k} + \textstyle\frac{1}{|O|} \sum_{o'} (\bar z_{s,o',0} - \bar z_{s',o',0})
+                + (z_i - \bar z_{s,o,0}), \\
+            C:\quad & \text{the mean of A and B,}
+
+        with mean representations :math:`\bar z` of species, organ and drug (0 is the control) of training samples, and the source
+        species :math:`s'`. Where it was not given the drug in this organ, A takes the mean over its other organs. The paper names
+        the terms of A, B and C but gives no formula.
+
+        Parameters
+        ----------
+        species, organ, drug
+            What to predict. Samples of it must not be in the training.
+        via
+            How.
+        source
+            Species to carry the effect from, for A to C; by default all others that have it, averaged.
+        output
+            ``"change"``: for A to C add the decoded change to the control sample,
+            :math:`x_i + D(\hat z_i) - D(z_i)` (ours). ``"decoded"``: :math:`D(\hat z_i)`.
+        allow_leak
+            Accept a condition that the model was trained on; ``uns`` then says so. Its samples enter no mean of A to C even so.
+        batch_size
+            Samples in a mini-batch; does not change the result.
+
+        Returns
+        -------
+        AnnData with a row for each control sample and the genes of the species: ``X`` is the prediction on the scale of the
+        data, ``layers["control"]`` the sample it starts from; ``obs`` has the columns of the setup and ``control_sample``;
+        ``uns["prediction"]`` says how, from which species, and whether there was a leak.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        KeyError
+            If species, organ or drug are unknown.
+        ValueError
+            If there are no control samples to start from, nothing to carry over, or the condition was trained on.
+        """
+        self._check_if_trained(warn=False)
+        if via not in ("reactome", "A", "B", "C"):
+            raise ValueError(f"via={via!r} must be 'reactome', 'A', 'B' or 'C'.")
+        if output not in ("change", "decoded"):
+            raise ValueError(f"output={output!r} must be 'change' or 'decoded'.")
+        s, o, k = self._species_of(species), self._organ_of(organ), self._drug_of(drug)
+        if self.adata is None:
+            raise ValueError(
+                "The model was loaded without data: load it with the training data, which predictions start from."
+            )
+        leak = bool(self.is_measured_[s, o, k - 1])
+        if leak and not allow_leak:
+            raise ValueError(
+                f"The model was trained on {species!r}, {organ!r}, {drug!r}: the prediction would be shown the answer. Leave its "
+                "samples out of the training, train(hold_out=[(species, organ, drug)]), or pass allow_leak=True."
+            )
+        table = self._training_samples()
+        here = table["species"].eq(str(species)) & table["organ"].eq(str(organ))
+        controls = table.index[here & table["drug"].eq(self.drugs_[0])].to_numpy()
+        if not len(controls):
+            raise ValueError(f"The training has no control samples of {organ!r} in {species!r} to start from.")
+        genes = np.flatnonzero(self._gene_species == s)
+        matrix = self.adata.X if self._layer is None else self.adata.layers[self._layer]
+        x = dense(matrix[controls])[:, genes].astype(np.float32)
+        sources: list[str] = []
+        if via == "reactome":
+            predicted = x + self._predicted_changes(s)[:, o, k - 1].astype(np.float32)
+        else:
+            # neither the asked condition's samples nor any other species than those that are asked lend their mean
+            table = table[~(here & table["drug"].eq(str(drug)))]
+            sources = self._sources(table, str(species), str(drug), source)
+            z, moved = self._moved(table, controls, str(species), str(organ), str(drug), sources, via, batch_size)
+            predicted = self._decoded(moved, genes, s, batch_size)
+            if output == "change":
+                predicted = x + predicted - self._decoded(z, genes, s, batch_size)
+        arguments = self.registry["setup_args"]
+        names = self.adata.obs_names[controls].astype(object)
+        obs = pd.DataFrame({"control_sample": names.to_numpy()}, index=names, dtype=object)
+        for key, value in (("species_key", species), ("organ_key", organ), ("drug_key", drug)):
+            if arguments[key] is not None:
+                obs[arguments[key]] = pd.Categorical([str(value)] * len(obs))
+        var = pd.DataFrame(
+            {arguments["species_key"]: str(species)}, index=pd.Index(np.array(self.var_names_, dtype=object)[genes])
+        )
+        pred = AnnData(predicted, obs=obs, var=var, layers={"control": x})
+        pred.uns["prediction"] = {
+            "method": type(self).__name__,
+            "species": str(species),
+            "organ": str(organ),
+            "drug": str(drug),
+            "via": via,
+            "output": output if via != "reactome" else "change",
+            "source": np.array(sources, dtype=object),
+            "scale": "that of the data",
+            "leak": "trained on" if leak else "none",
+        }
+        return pred
+
+    def predict_reactome(self, species: str | None = None) -> AnnData:
+        r"""What every gene does in each organ under each drug, measured there or not.
+
+        .. math::
+
+            \hat\Delta_{gok} = z_g^\top (a_k + b_o + c_{ok})
+
+        Parameters
+        ----------
+        species
+            Species; by default all.
+
+        Returns
+        -------
+        AnnData of genes x (organ, drug): ``X`` predicted changes, natural log as the data, ``layers["measured"]`` those of the
+        training samples, NaN where there are none; ``obs`` has the species of the gene, ``var`` organ, drug and, for each
+        species, whether it was measured (``measured_in_...``).
+        """
+        self._check_if_trained(warn=False)
+        if len(self.drugs_) < 2:
+            raise ValueError("The model was set up without drugs: there is no reactome.")
+        wanted = range(len(self.species_)) if species is None else [self._species_of(species)]
+        genes = np.concatenate([np.flatnonzero(self._gene_species == s) for s in wanted])
+        predicted = np.concatenate([self._predicted_changes(s) for s in wanted]).reshape(len(genes), -1)
+        n = predicted.shape[1]
+        arguments = self.registry["setup_args"]
+        entries = pd.MultiIndex.from_product([self.organs_, self.drugs_[1:]])
+        organs, drugs = (entries.get_level_values(i).to_numpy(dtype=object) for i in (0, 1))
+        var = pd.DataFrame({"organ": organs, "drug": drugs}, index=pd.Index(organs + "|" + drugs, dtype=object))
+        for s in wanted:
+            var[f"measured_in_{self.species_[s]}"] = self.is_measured_[s].ravel()
+        of_gene = np.array(self.species_, dtype=object)[self._gene_species[genes]]
+        obs = pd.DataFrame(
+            {arguments["species_key"]: pd.Categorical(of_gene)},
+            index=pd.Index(np.array(self.var_names_, dtype=object)[genes], dtype=object),
+        )
+        measured = self.features_[genes, :n] * np.float32(self.change_scale_)
+        return AnnData(predicted.astype(np.float32), obs=obs, var=var, layers={"measured": measured})
+
+    def impute(self, adata: AnnData, species: str, batch_size: int = 64) -> AnnData:
+        """Expression of the genes that samples lack, from those that they have.
+
+        Parameters
+        ----------
+        adata
+            Log-normalised samples of one species; the column of species may be missing.
+        species
+            Which.
+        batch_size
+            Samples in a mini-batch; does not change the result.
+
+        Returns
+        -------
+        AnnData of the samples and all genes of the species: ``X`` as measured, and as predicted where
+        ``var["is_imputed"]``; ``layers["predicted"]`` has the prediction of all genes.
+        """
+        self._check_if_trained(warn=False)
+        s = self._species_of(species)
+        key = self.registry["setup_args"]["species_key"]
+        named = AnnData(adata.X, obs=adata.obs.copy(), var=adata.var) if self._layer is None else adata.copy()
+        named.obs[key] = str(species)
+        z = self.get_latent_representation(named, batch_size)
+        genes = np.flatnonzero(self._gene_species == s)
+        predicted = self._decoded(z, genes, s, batch_size)
+        names = pd.Index(np.array(self.var_names_, dtype=object)[genes])
+        where = pd.Index(adata.var_names).get_indexer(names)
+        x = predicted.copy()
+        matrix = adata.X if self._layer is None else adata.layers[self._layer]
+        x[:, where >= 0] = dense(matrix)[:, where[where >= 0]]
+        var = pd.DataFrame({"is_imputed": where < 0}, index=names)
+        return AnnData(x, obs=adata.obs.copy(), var=var, layers={"predicted": predicted})
+
+    def _organ_of(self, organ: str) -> int:
+        if str(organ) not in self.organs_:
+            raise KeyError(f"Unknown organ {organ!r}. Known: {examples(self.organs_, 20)}.")
+        return self.organs_.index(str(organ))
+
+    def _drug_of(self, drug: str) -> int:
+        if str(drug) not in self.drugs_[1:]:
+            raise KeyError(f"Unknown drug {drug!r}. Known: {examples(self.drugs_[1:], 20)}.")
+        return self.drugs_.index(str(drug))
+
+    def _training_samples(self) -> pd.DataFrame:
+        """Species, organ and drug of the training samples, by their positions."""
+        from ._constants import UGE_KEYS
+
+        table = pd.DataFrame(
+            {
+                "species": self._names(UGE_KEYS.SPECIES_KEY),
+                "organ": self._names(UGE_KEYS.ORGAN_KEY),
+                "drug": self._drug_names(),
+            }
+        )
+        return table[self.adata.obs_names.isin(self.training_samples_)]
+
+    def _sources(self, table: pd.DataFrame, species: str, drug: str, source: str | None) -> list[str]:
+        having = [
+            name
+            for name in self.species_
+            if name != species and (table["species"].eq(name) & table["drug"].eq(drug)).any()
+        ]
+        if source is not None:
+            self._species_of(source)
+            having = [name for name in having if name == str(source)]
+        if not having:
+            raise ValueError(f"The training has no samples of {drug!r} in {source or 'another species'} to carry over.")
+        return having
+
+    def _moved(self, table, controls, species, organ, drug, sources, via, batch_size) -> tuple[np.ndarray, np.ndarray]:
+        """Representations of control samples, and where the arithmetic takes them."""
+        control = self.drugs_[0]
+        all_z = self.get_latent_representation(self.adata[table.index.to_numpy()].copy(), batch_size)
+        means = {
+            condition: all_z[rows].mean(axis=0)
+            for condition, rows in table.reset_index(drop=True).groupby(["species", "organ", "drug"]).indices.items()
+        }
+        z = all_z[pd.Index(table.index).get_indexer(controls)]
+        own = means[species, organ, control]
+        moved = []
+        for name in sources:
+            organs = [q for q in self.organs_ if {(name, q, drug), (name, q, control)} <= set(means)]
+            organs = [organ] if organ in organs else organs
+            effect = np.mean([means[name, q, drug] - means[name, q, control] for q in organs], axis=0)
+            a = z + effect
+            if via == "A":
+                moved.append(a)
+                continue
+            if (name, organ, drug) not in means:
+                raise ValueError(
+                    f"via={via!r} needs samples of {drug!r} in {organ!r} of {name!r}, of which there are none."
+                )
+            both = [q for q in self.organs_ if {(name, q, control), (species, q, control)} <= set(means)]
+            if not both:
+                raise ValueError(f"{species!r} and {name!r} have control samples of no organ in common.")
+            shift = np.mean([means[species, q, control] - means[name, q, control] for q in both], axis=0)
+            b = means[name, organ, drug] + shift + (z - own)
+            moved.append(b if via == "B" else (a + b) / 2)
+        return z, np.mean(moved, axis=0)
+
+    @torch.inference_mode()
+    def _predicted_changes(self, species: int) -> np.ndarray:
+        """Changes on the scale of the data, (genes, organs, drugs)."""
+        n_organs, n_drugs = len(self.organs_), len(self.drugs_) - 1
+        features = self._predicted_features(species)[:, : n_organs * n_drugs]
+        return features.reshape(-1, n_organs, n_drugs) * self.change_scale_
+
+    @torch.inference_mode()
+    def _decoded(self, z: np.ndarray, genes: np.ndarray, species: int, batch_size: int) -> np.ndarray:
+        """Expression on the scale of the data, (samples, genes), from representations."""
+        self.module.eval()
+        tensor = torch.from_numpy(genes)
+        parts = [
+            self.module.decode(torch.from_numpy(z[i : i + batch_size].astype(np.float32)), tensor, species)
+            .cpu()
+            .numpy()
+            for i in range(0, len(z), batch_size)
+        ]
+        return np.concatenate(parts) + self.gene_means_[genes].astype(np.float32)

@@ -1,0 +1,252 @@
+"""Mini-batches of samples and of genes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil
+
+import numpy as np
+import torch
+from scvi import settings
+from scvi.data import AnnDataManager
+from scvi.dataloaders import DataSplitter
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from transverse._compat import REGISTRY_KEYS
+from transverse._rows import read_rows
+
+from ._constants import UGE_KEYS
+
+
+class BatchSampler(DistributedSampler):
+    """Mini-batches of samples of all species, each species with the same genes, and of genes; anew in every epoch.
+
+    A function of seed and epoch; with several processes each takes its share of the same samples.
+
+    Parameters
+    ----------
+    rows
+        Positions of the samples of every species; None for mini-batches of genes alone.
+    tokens
+        Genes of every species that may be tokens.
+    genes
+        Genes of every species that have features.
+    batch_size
+        Samples in a mini-batch, of all species together.
+    n_tokens
+        Genes of a species in a mini-batch, at most.
+    n_genes
+        Genes of a species whose features are in a mini-batch, at most; 0 for none.
+    n_batches
+        Mini-batches of an epoch without samples.
+    seed
+        Of the order.
+    shuffle
+        Whether to shuffle; otherwise all epochs have the same samples, and the first of the tokens.
+    num_replicas, rank
+        Number of processes and the number of this one; by default those of PyTorch's process group, if any.
+    """
+
+    def __init__(
+        self,
+        rows: list[np.ndarray] | None,
+        tokens: list[np.ndarray],
+        genes: list[np.ndarray],
+        *,
+        batch_size: int,
+        n_tokens: int,
+        n_genes: int,
+        n_batches: int = 50,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ):
+        if num_replicas is None and not torch.distributed.is_initialized():
+            num_replicas, rank = 1, 0
+        super().__init__(range(n_batches), num_replicas=num_replicas, rank=rank, seed=seed, shuffle=shuffle)
+        self.rows, self.tokens, self.genes = rows, tokens, genes
+        self.n_tokens, self.n_genes = n_tokens, n_genes
+        if rows is None:
+            self.n_batches = n_batches
+        else:
+            self.n_batches = max(1, ceil(sum(map(len, rows)) / (batch_size * self.num_replicas)))
+
+    def __iter__(self) -> Iterator[tuple[list, list]]:
+        rng = np.random.default_rng([self.seed, self.epoch if self.shuffle else 0])
+        parts = []
+        if self.rows is not None:
+            for rows in self.rows:
+                order = rng.permutation(rows) if self.shuffle else rows
+                parts.append(np.array_split(order[self.rank :: self.num_replicas], self.n_batches))
+        for i in range(self.n_batches):
+            samples = [
+                (s, np.sort(part[i]), self._some(rng, self.tokens[s], self.n_tokens))
+                for s, part in enumerate(parts)
+                if len(part[i])
+            ]
+            genes = [
+                (s, self._some(rng, own, self.n_genes)) for s, own in enumerate(self.genes) if self.n_genes and len(own)
+            ]
+            yield samples, genes
+
+    def _some(self, rng: np.random.Generator, genes: np.ndarray, n: int) -> np.ndarray:
+        if len(genes) <= n:
+            return genes
+        return np.sort(rng.choice(genes, n, replace=False)) if self.shuffle else genes[:n]
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+
+class BatchDataset(Dataset):
+    """What mini-batches hold.
+
+    Parameters
+    ----------
+    adata_manager
+        Registered data.
+    features
+        Of the genes, (genes, features).
+    centers
+        What values are relative to, (genes,).
+    labels
+        Organ and drug of every sample as numbers, negative where unknown or not to learn from.
+    conditions
+        Categories of conditions that are tokens, (samples, conditions); None for none.
+    n_bins
+        Bins of the values; None for continuous values.
+    """
+
+    def __init__(
+        self,
+        adata_manager: AnnDataManager,
+        features: np.ndarray,
+        centers: np.ndarray,
+        labels: dict[str, np.ndarray],
+        conditions: np.ndarray | None = None,
+        n_bins: int | None = None,
+    ):
+        self.rows = adata_manager.create_torch_dataset(data_and_attributes=[REGISTRY_KEYS.X_KEY])
+        self.features, self.centers = torch.from_numpy(features), torch.from_numpy(centers.astype(np.float32))
+        self.labels, self.conditions, self.n_bins = labels, conditions, n_bins
+
+    def __getitem__(self, batch: tuple[list, list]) -> dict[str, list]:
+        samples, genes = batch
+        tensors: dict[str, list] = {}
+        if samples:
+            tensors[UGE_KEYS.SAMPLES_KEY] = [self._samples(*block) for block in samples]
+        if genes:
+            tensors[UGE_KEYS.GENES_KEY] = [
+                {
+                    UGE_KEYS.SPECIES_KEY: torch.tensor(species),
+                    UGE_KEYS.TOKENS_KEY: torch.from_numpy(own),
+                    UGE_KEYS.VALUES_KEY: self.features[own],
+                }
+                for species, own in genes
+            ]
+        return tensors
+
+    def _samples(self, species: int, rows: np.ndarray, tokens: np.ndarray) -> dict[str, torch.Tensor]:
+        tokens = torch.from_numpy(tokens)
+        x = read_rows(self.rows, rows)[:, tokens]
+        relative = x - self.centers[tokens]
+        block = {
+            UGE_KEYS.SPECIES_KEY: torch.tensor(species),
+            UGE_KEYS.TOKENS_KEY: tokens,
+            UGE_KEYS.VALUES_KEY: relative if self.n_bins is None else bin_values(x, self.n_bins),
+            UGE_KEYS.TARGETS_KEY: relative,
+            UGE_KEYS.ORGAN_KEY: torch.from_numpy(self.labels[UGE_KEYS.ORGAN_KEY][rows]),
+            UGE_KEYS.DRUG_KEY: torch.from_numpy(self.labels[UGE_KEYS.DRUG_KEY][rows]),
+        }
+        if self.conditions is not None:
+            block[UGE_KEYS.CONDITIONS_KEY] = torch.from_numpy(self.conditions[rows])
+        return block
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def bin_values(x: torch.Tensor, n_bins: int) -> torch.Tensor:
+    """Number of the bin of every value of a sample: 0 for 0, the others by the quantiles of the sample's other values.
+
+    Parameters
+    ----------
+    x
+        Not negative, shape ``(n_samples, n_genes)``.
+    n_bins
+        Bins with that for 0.
+    """
+    bins = torch.zeros(x.shape, dtype=torch.long)
+    quantiles = torch.linspace(0, 1, n_bins)[1:-1]
+    for row, values in zip(bins, x, strict=True):
+        there = values > 0
+        if there.any():
+            edges = torch.quantile(values[there].float(), quantiles)
+            row[there] = 1 + torch.bucketize(values[there].float(), edges, right=True)
+    return bins
+
+
+class BatchSplitter(DataSplitter):
+    """Loaders of mini-batches for a stage of training.
+
+    Parameters
+    ----------
+    adata_manager
+        Registered data.
+    dataset
+        What mini-batches hold.
+    train, validation
+        Positions of the samples.
+    sample_species
+        Species of every sample, as a number.
+    with_samples
+        Whether mini-batches have samples, or genes alone.
+    options
+        Keyword arguments of :class:`BatchSampler`.
+    **kwargs
+        Keyword arguments of :class:`torch.utils.data.DataLoader`.
+    """
+
+    def __init__(
+        self,
+        adata_manager: AnnDataManager,
+        dataset: BatchDataset,
+        train: np.ndarray,
+        validation: np.ndarray,
+        sample_species: np.ndarray,
+        with_samples: bool,
+        options: dict,
+        **kwargs,
+    ):
+        rest = np.setdiff1d(np.arange(len(sample_species)), np.concatenate([train, validation]))
+        super().__init__(adata_manager, external_indexing=[train, validation, rest], **kwargs)
+        self.setup()
+        self.dataset, self.sample_species, self.with_samples, self.options = (
+            dataset,
+            sample_species,
+            with_samples,
+            options,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """Mini-batches of the training."""
+        return self._loader(self.train_idx, self.options)
+
+    def val_dataloader(self) -> DataLoader | None:
+        """Mini-batches of the validation, without genes, always the same."""
+        if not (self.with_samples and len(self.val_idx)):
+            return None
+        return self._loader(self.val_idx, {**self.options, "n_genes": 0, "shuffle": False})
+
+    def test_dataloader(self) -> None:
+        """Nothing is tested in training."""
+
+    def _loader(self, samples: np.ndarray, options: dict) -> DataLoader:
+        rows = None
+        if self.with_samples:
+            n_species = int(self.sample_species.max()) + 1
+            rows = [samples[self.sample_species[samples] == s] for s in range(n_species)]
+        sampler = BatchSampler(rows, seed=settings.seed or 0, **options)
+        kwargs = {key: value for key, value in self.data_loader_kwargs.items() if key != "distributed_sampler"}
+        return DataLoader(self.dataset, sampler=sampler, batch_size=None, pin_memory=self.pin_memory, **kwargs)

@@ -1,0 +1,157 @@
+"""Genes of two species that do the same."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.spatial.distance import cdist
+from scipy.special import logsumexp
+
+from transverse._validation import examples
+
+Method = Literal["assignment", "nearest"]
+
+
+def assignment(similarity: np.ndarray, temperature: float, n_iterations: int = 50) -> np.ndarray:
+    r"""Log-probabilities of a soft assignment of rows to columns (Sinkhorn).
+
+    :math:`\log \pi_{ij} = S_{ij} / \tau - a_i - b_j`, with :math:`a` and :math:`b` such that rows and then columns sum to 1,
+    in turns: a gene that is close to all others is not the match of all of them.
+
+    Parameters
+    ----------
+    similarity
+        :math:`S`, shape ``(n_rows, n_columns)``; in units in which the median is -1.
+    temperature
+        :math:`\tau`.
+    n_iterations
+        Turns.
+    """
+    logits = similarity / temperature
+    for _ in range(n_iterations):
+        logits = logits - logsumexp(logits, axis=1, keepdims=True)
+        logits = logits - logsumexp(logits, axis=0, keepdims=True)
+    return logits - logsumexp(logits, axis=1, keepdims=True)
+
+
+class GeneMapMixin:
+    """Gene vectors, and what they say of genes."""
+
+    @torch.inference_mode()
+    def get_gene_representation(self, species: str | None = None) -> pd.DataFrame:
+        """Vectors of genes in the space that all species share.
+
+        Parameters
+        ----------
+        species
+            Species; by default all.
+
+        Returns
+        -------
+        Table of shape ``(n_genes, n_latent)``, by name of the gene.
+        """
+        self._check_if_trained(warn=False)
+        wanted = range(len(self.species_)) if species is None else [self._species_of(species)]
+        names = np.array(self.var_names_, dtype=object)
+        of_gene = self._gene_species
+        self.module.eval()
+        rows = [np.flatnonzero(of_gene == s) for s in wanted]
+        vectors = [self._vectors(genes, s).cpu().numpy() for genes, s in zip(rows, wanted, strict=True)]
+        return pd.DataFrame(np.concatenate(vectors), index=pd.Index(names[np.concatenate(rows)], dtype=object))
+
+    def map_genes(
+        self,
+        source: str,
+        target: str,
+        n_top: int = 10,
+        *,
+        method: Method = "assignment",
+        temperature: float = 0.02,
+        genes: list[str] | None = None,
+    ) -> pd.DataFrame:
+        r"""The target genes that do most likely the same as each source gene.
+
+        Genes are compared by what the model says that they do, :math:`\hat f_g = (\hat\Delta_g, \hat h_g, \hat m_g)`: changes in every
+        organ and under every drug, also those that were not measured in one of the species, organs, and level, in the units
+        and with the weights of the training. :math:`S_{gg'} = -\lVert \hat f_g - \hat f_{g'} \rVert^2`, in units of its median.
+
+        Parameters
+        ----------
+        source, target
+            Species.
+        n_top
+            Number of target genes for a source gene.
+        method
+            ``"assignment"`` (ours): all genes compete for each other, see
+            :func:`~transverse.uge._gene_map.assignment`. ``"nearest"``: the largest :math:`S`.
+        temperature
+            Of the assignment.
+        genes
+            Source genes to map; by default all. All compete in any case.
+
+        Returns
+        -------
+        Table with the columns ``source``, ``target``, ``score`` (:math:`S`), ``probability`` (of the assignment; NaN for
+        ``"nearest"``), ``rank`` (1 is best) and ``is_mutual_best``, as :func:`transverse.metrics.gene_map_scores` takes it.
+
+        Raises
+        ------
+        KeyError
+            If a species or a gene is unknown.
+        ValueError
+            If the species are the same, or an argument is out of range.
+        """
+        self._check_if_trained(warn=False)
+        s, t = self._species_of(source), self._species_of(target)
+        if s == t:
+            raise ValueError(f"source and target are both {source!r}.")
+        if method not in ("assignment", "nearest"):
+            raise ValueError(f"method={method!r} must be 'assignment' or 'nearest'.")
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature!r} must be positive.")
+        if not isinstance(n_top, int) or n_top < 1:
+            raise ValueError(f"n_top={n_top!r} must be a whole number of at least 1.")
+        names = [np.array(self.var_names_, dtype=object)[self._gene_species == i] for i in (s, t)]
+        if genes is not None and (unknown := [gene for gene in genes if gene not in set(names[0])]):
+            raise KeyError(
+                f"Unknown genes of {source!r}: {examples(unknown)}. Known, for example: {examples(names[0])}."
+            )
+        features = [self._predicted_features(i) for i in (s, t)]
+        similarity = -cdist(*features, "sqeuclidean")
+        similarity /= -np.median(similarity) or 1.0
+        scores = assignment(similarity, temperature) if method == "assignment" else similarity
+        rows = np.arange(len(names[0])) if genes is None else pd.Index(names[0]).get_indexer(list(genes))
+        n_top = min(n_top, len(names[1]))
+        best = np.argsort(-scores[rows], axis=1, kind="stable")[:, :n_top]
+        mutual = scores.argmax(axis=0)[best] == rows[:, None]
+        mutual &= np.arange(n_top) == 0
+        picked = rows[:, None], best
+        return pd.DataFrame(
+            {
+                "source": np.repeat(names[0][rows], n_top),
+                "target": names[1][best].ravel(),
+                "score": similarity[picked].ravel(),
+                "probability": (
+                    np.exp(scores[picked]) if method == "assignment" else np.full(best.shape, np.nan)
+                ).ravel(),
+                "rank": np.tile(np.arange(1, n_top + 1), len(rows)),
+                "is_mutual_best": mutual.ravel(),
+            }
+        )
+
+    def _species_of(self, species: str) -> int:
+        if str(species) not in self.species_:
+            raise KeyError(f"Unknown species {species!r}. Known: {examples(self.species_)}.")
+        return self.species_.index(str(species))
+
+    def _vectors(self, genes: np.ndarray, species: int) -> torch.Tensor:
+        return self.module.genes(torch.from_numpy(genes).to(self.module.device), species)
+
+    @torch.inference_mode()
+    def _predicted_features(self, species: int) -> np.ndarray:
+        """What the head says of all genes of a species, (genes, features), in the units of training."""
+        self.module.eval()
+        return self.module.reactome(self._vectors(np.flatnonzero(self._gene_species == species), species)).cpu().numpy()

@@ -1,0 +1,435 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scvi import settings
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalObsField, LayerField
+from scvi.train import TrainRunner
+from scvi.utils import setup_anndata_dsp
+
+from transverse._compat import REGISTRY_KEYS, devices_dsp, registered_layer
+from transverse._model_base import GeneAlignedModel
+from transverse._training import KeepBest
+from transverse._validation import check_columns, check_log_normalized, examples
+
+from ._arithmetic import ArithmeticMixin
+from ._batches import BatchDataset, BatchSplitter
+from ._constants import PRESETS, UGE_KEYS
+from ._experiments import ExperimentMixin
+from ._features import gene_features
+from ._gene_map import GeneMapMixin
+from ._module import LOSSES, UGEModule
+from ._samples import SampleMixin
+from ._training_plan import UGETrainingPlan
+
+logger = logging.getLogger(__name__)
+
+StageName = Literal["genes", "samples"]
+
+
+class UGE(GeneMapMixin, SampleMixin, ArithmeticMixin, ExperimentMixin, GeneAlignedModel):
+    r"""UGE :cite:p:`Belgadi2024`: genes and samples of several species in one space, by how genes respond to drugs.
+
+    Every gene of every species has a vector of its own in a shared space; a head that all species share tells from it what the gene
+    does in each organ and under each drug (its *reactome*), so that genes that do the same come to the same place, whatever they
+    are called. A transformer takes the genes of a sample, as these vectors with their values, to a representation of the sample.
+
+    Parameters
+    ----------
+    adata
+        Stacked data (:func:`transverse.pp.stack_species`) registered by :meth:`setup_anndata`.
+    registry
+        Registry of such data, for a model without data.
+    preset
+        Size of the transformer: ``"paper"`` (256 wide, 4 layers, 8 heads), ``"small"`` or ``"tiny"``, for a CPU.
+    n_latent
+        Width of the shared space.
+    n_top_genes
+        Genes of a species that may be tokens: those that vary most. None for all.
+    value_mode
+        What is shown of a gene in a sample: its log expression relative to the mean of its species (``"continuous"``), or
+        the bin among the sample's genes (``"binned"``, scGPT).
+    n_bins
+        Bins, with ``value_mode="binned"``.
+    condition_keys
+        Columns of the setup whose category is a token as well: ``"organ"``, ``"drug"``. None by default: a condition that is
+        shown cannot be predicted, and what a drug does is to be seen in the values.
+    weights
+        Weights of the terms of the loss, see :meth:`~transverse.uge.UGEModule.loss`; by default 1.
+    gene_species
+        Number of the species of every gene; from ``adata`` where there is one.
+    **kwargs
+        Further keyword arguments of :class:`~transverse.uge.UGEModule`.
+    """
+
+    _module_cls = UGEModule
+    _training_plan_cls = UGETrainingPlan
+    _data_splitter_cls = BatchSplitter
+    _train_runner_cls = TrainRunner
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict | None = None,
+        preset: Literal["paper", "small", "tiny"] = "paper",
+        n_latent: int = 256,
+        n_top_genes: int | None = 2000,
+        value_mode: Literal["continuous", "binned"] = "continuous",
+        n_bins: int = 51,
+        condition_keys: Sequence[str] = (),
+        weights: Mapping[str, float] | None = None,
+        gene_species: Sequence[int] | None = None,
+        **kwargs,
+    ):
+        super().__init__(adata, registry)
+        if preset not in PRESETS:
+            raise ValueError(f"preset={preset!r} must be one of {', '.join(map(repr, PRESETS))}.")
+        if value_mode not in ("continuous", "binned"):
+            raise ValueError(f"value_mode={value_mode!r} must be 'continuous' or 'binned'.")
+        if unknown := sorted(set(weights or {}) - set(LOSSES)):
+            raise ValueError(f"Unknown terms in weights: {examples(unknown)}. There are: {examples(LOSSES, 10)}.")
+        arguments = self.registry["setup_args"]
+        self.species_ = self._categories(UGE_KEYS.SPECIES_KEY)
+        unlabeled, control = str(arguments["unlabeled_category"]), str(arguments["control"])
+        self.organs_ = [name for name in self._categories(UGE_KEYS.ORGAN_KEY) if name != unlabeled]
+        drugs = [control] if arguments["drug_key"] is None else self._categories(UGE_KEYS.DRUG_KEY)
+        self.drugs_ = [control, *(name for name in drugs if name not in (control, unlabeled))]
+        if adata is not None:
+            of_gene = adata.var[arguments["species_key"]].astype(str)
+            # a local, so that it is saved with the other arguments: a model without data needs it
+            gene_species = [self.species_.index(name) for name in of_gene]
+        sizes = {"organ": len(self.organs_) + 1, "drug": len(self.drugs_) + 1}
+        if unknown := [key for key in condition_keys if key not in sizes]:
+            raise ValueError(f"Unknown condition_keys: {examples(unknown)}. There are: 'organ', 'drug'.")
+        self.module = self._module_cls(
+            gene_species=gene_species,
+            n_organs=len(self.organs_),
+            n_drugs=len(self.drugs_),
+            n_latent=n_latent,
+            n_bins=n_bins if value_mode == "binned" else None,
+            condition_sizes=[sizes[key] for key in condition_keys],
+            weights=dict(weights or {}),
+            **{**PRESETS[preset], **kwargs},
+        )
+        self.var_names_ = [str(name) for name in self.get_var_names()]
+        self._model_summary_string = (
+            f"UGE model: {len(self.var_names_)} genes of {examples(self.species_)}, {len(self.organs_)} organs, "
+            f"{len(self.drugs_) - 1} drugs, preset: {preset}, n_latent: {n_latent}, value_mode: {value_mode}."
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        species_key: str = "species",
+        organ_key: str = "organ",
+        drug_key: str | None = "drug",
+        control: str = "control",
+        animal_key: str | None = None,
+        layer: str | None = None,
+        unlabeled_category: str = "unknown",
+        **kwargs,
+    ):
+        """%(summary)s.
+
+        Parameters
+        ----------
+        %(param_adata)s
+            Samples of several species, each with genes of its own, as :func:`transverse.pp.stack_species` stacks them.
+        species_key
+            Column of ``obs`` and of ``var`` with the species.
+        organ_key
+            Column with the organ.
+        drug_key
+            Column with the drug; None if all samples are controls.
+        control
+            Its value for control samples.
+        animal_key
+            Column with the animal; samples of one are averaged where they are of one condition.
+        %(param_layer)s
+            Expression is log-normalised.
+        unlabeled_category
+            Organ, or drug, of samples for which it is not known. They enter no average, and no label is learnt from them.
+
+        Raises
+        ------
+        KeyError
+            If a column or the layer does not exist.
+        ValueError
+            If there are fewer than two species, samples and genes are of different ones, a species has no control samples,
+            expression is raw counts, missing or infinite, or names repeat.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        keys = {
+            "species_key": species_key,
+            "organ_key": organ_key,
+            "drug_key": drug_key,
+            "animal_key": animal_key,
+        }
+        check_columns(adata, {argument: [key] for argument, key in keys.items() if key is not None})
+        _check_species(adata, species_key, organ_key, drug_key, str(control), str(unlabeled_category))
+        check_log_normalized(adata, layer)
+        fields = [
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
+            CategoricalObsField(UGE_KEYS.SPECIES_KEY, species_key),
+            CategoricalObsField(UGE_KEYS.ORGAN_KEY, organ_key),
+            CategoricalObsField(UGE_KEYS.DRUG_KEY, drug_key),
+            CategoricalObsField(UGE_KEYS.ANIMAL_KEY, animal_key),
+        ]
+        adata_manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        adata_manager.register_fields(adata, **kwargs)
+        cls.register_manager(adata_manager)
+
+    @devices_dsp.dedent
+    def train(
+        self,
+        max_epochs: int | Mapping[StageName, int] | None = None,
+        stages: Sequence[StageName] = ("genes", "samples"),
+        hold_out: Sequence[tuple[str, str, str]] = (),
+        label_species: str | Sequence[str] | None = None,
+        profile_weight: float = 0.6,
+        level_weight: float = 3.0,
+        n_tokens: int = 1200,
+        genes_per_batch: int = 2048,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        batch_size: int = 32,
+        early_stopping: bool = False,
+        datasplitter_kwargs: dict | None = None,
+        plan_kwargs: dict | None = None,
+        **trainer_kwargs,
+    ):
+        """Train gene vectors on the reactomes, and then all on samples and reactomes.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs, or a dict of them by stage. By default 30 of 50 mini-batches in the stage of genes, and 30 in that of
+            samples (paper: 100).
+        stages
+            ``"genes"``: gene vectors and the head of reactomes, without the transformer. ``"samples"``: all terms.
+        hold_out
+            Species, organ and drug of samples that enter neither training nor any average.
+        label_species
+            Species whose labels of organ and drug are learnt from; by default all. Name the source to predict labels of
+            another species from it alone.
+        profile_weight, level_weight
+            Weight in the reactome's features of how a gene differs between organs, and of its level, beside each change, which
+            has weight 1 (ours). They count for what genes are alike.
+        n_tokens
+            Genes of a species in a mini-batch of samples, drawn anew for each.
+        genes_per_batch
+            Genes of a species whose reactome is in a mini-batch.
+        %(param_accelerator)s
+        %(param_devices)s
+        train_size
+            Share of the samples to train on: of animals, if the setup has an animal key. By default all, or 0.9 with
+            ``early_stopping``. Reactomes are those of the training samples.
+        validation_size
+            Share of the samples to validate on; by default the rest.
+        shuffle_set_split
+            Whether to shuffle before splitting.
+        batch_size
+            Samples in a mini-batch.
+        early_stopping
+            Stop the stage of samples when the validation loss no longer falls, and keep its best weights.
+        datasplitter_kwargs
+            Keyword arguments of the data loader, and ``external_indexing``.
+        plan_kwargs
+            Keyword arguments of :class:`~transverse.uge.UGETrainingPlan`.
+        **trainer_kwargs
+            Keyword arguments of :class:`scvi.train.Trainer`.
+        """
+        epochs = {"genes": 30, "samples": 30}
+        epochs |= (
+            dict(max_epochs)
+            if isinstance(max_epochs, Mapping)
+            else dict.fromkeys(epochs, max_epochs)
+            if max_epochs
+            else {}
+        )
+        loader_kwargs = dict(datasplitter_kwargs or {})
+        train, validation = self._split(
+            loader_kwargs, hold_out, train_size, validation_size, shuffle_set_split, early_stopping
+        )
+        self._fit_features(train, profile_weight, level_weight)
+        self.training_samples_ = self.adata.obs_names[train].tolist()
+        species = self.adata_manager.get_from_registry(UGE_KEYS.SPECIES_KEY).ravel().astype(int)
+        dataset = BatchDataset(
+            self.adata_manager,
+            self.features_,
+            self.gene_means_,
+            self._labels(label_species, train),
+            self._conditions(),
+            self.module.encoder.n_bins,
+        )
+        options = {
+            "tokens": self._tokens(train, species),
+            "genes": [
+                np.flatnonzero(np.asarray(self.init_params_["non_kwargs"]["gene_species"]) == s)
+                for s in range(len(self.species_))
+            ],
+            "batch_size": batch_size,
+            "n_tokens": n_tokens,
+            "n_genes": genes_per_batch,
+        }
+        for stage in ("genes", "samples"):
+            if stage not in stages:
+                continue
+            splitter = self._data_splitter_cls(
+                self.adata_manager, dataset, train, validation, species, stage == "samples", options, **loader_kwargs
+            )
+            stage_kwargs = dict(trainer_kwargs)
+            callbacks = list(stage_kwargs.pop("callbacks", None) or [])
+            if early_stopping and stage == "samples":
+                callbacks.append(KeepBest())
+                stage_kwargs |= {"early_stopping": True, "early_stopping_monitor": "validation_loss"}
+                stage_kwargs.setdefault("check_val_every_n_epoch", 1)
+            plan = {"lr": 1e-2, "warmup_share": 0.05} if stage == "genes" else {"lr": 5e-4, "gene_lr": 1e-3}
+            self.module.train()
+            runner = self._train_runner_cls(
+                self,
+                training_plan=self._training_plan_cls(self.module, **{**plan, **(plan_kwargs or {})}),
+                data_splitter=splitter,
+                max_epochs=epochs[stage],
+                accelerator=accelerator,
+                devices=devices,
+                callbacks=callbacks,
+                **stage_kwargs,
+            )
+            runner()
+
+    def _categories(self, key: str) -> list[str]:
+        return [str(name) for name in self.registry["field_registries"][key]["state_registry"]["categorical_mapping"]]
+
+    def _names(self, key: str) -> np.ndarray:
+        names = np.array(self._categories(key), dtype=object)
+        return names[self.adata_manager.get_from_registry(key).ravel().astype(int)]
+
+    @property
+    def _gene_species(self) -> np.ndarray:
+        return np.asarray(self.init_params_["non_kwargs"]["gene_species"])
+
+    def _split(
+        self, kwargs, hold_out, train_size, validation_size, shuffle, validates
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.arange(self.adata.n_obs)
+        conditions = pd.MultiIndex.from_arrays(
+            [self._names(k) for k in (UGE_KEYS.SPECIES_KEY, UGE_KEYS.ORGAN_KEY)] + [self._drug_names()]
+        )
+        out = np.zeros(len(rows), dtype=bool)
+        for condition in hold_out:
+            here = conditions.isin([tuple(map(str, condition))])
+            if not here.any():
+                raise ValueError(f"hold_out has {condition}, of which adata has no samples.")
+            out |= here
+        external = kwargs.pop("external_indexing", None)
+        if external is not None:
+            train, validation = (np.sort(np.asarray(part, dtype=int)) for part in external[:2])
+            return train[~out[train]], validation[~out[validation]]
+        size = (0.9 if validates else 1.0) if train_size is None else train_size
+        if not 0 < size <= 1:
+            raise ValueError(f"train_size={train_size} must be above 0 and at most 1.")
+        left = rows[~out]
+        units = left
+        if self.registry["setup_args"]["animal_key"] is not None:
+            units = (self._names(UGE_KEYS.SPECIES_KEY) + "|" + self._names(UGE_KEYS.ANIMAL_KEY))[left]
+        groups = np.unique(units)
+        order = np.random.default_rng(settings.seed or 0).permutation(groups) if shuffle else groups
+        n_train = max(1, round(size * len(groups)))
+        n_validation = len(groups) - n_train if validation_size is None else round(validation_size * len(groups))
+        validation = left[np.isin(units, order[n_train : n_train + n_validation])]
+        return left[np.isin(units, order[:n_train])], validation
+
+    def _drug_names(self) -> np.ndarray:
+        if self.registry["setup_args"]["drug_key"] is None:
+            return np.full(self.adata.n_obs, self.drugs_[0], dtype=object)
+        return self._names(UGE_KEYS.DRUG_KEY)
+
+    def _fit_features(self, train: np.ndarray, profile_weight: float, level_weight: float) -> None:
+        """Reactomes, organs and levels of all genes from training samples, which labels are known of."""
+        arguments = self.registry["setup_args"]
+        organs, drugs = self._names(UGE_KEYS.ORGAN_KEY), self._drug_names()
+        samples = np.zeros(self.adata.n_obs, dtype=bool)
+        samples[train] = True
+        samples &= np.isin(organs, self.organs_) & np.isin(drugs, self.drugs_)
+        keys = ("species_key", "organ_key", "drug_key", "animal_key")
+        found = gene_features(
+            self.adata,
+            self._gene_species,
+            self.species_,
+            self.organs_,
+            self.drugs_[1:],
+            **{key: arguments[key] for key in keys},
+            control=self.drugs_[0],
+            layer=registered_layer(self.adata_manager),
+            samples=samples,
+            profile_weight=profile_weight,
+            level_weight=level_weight,
+        )
+        self.features_, self.change_scale_ = found.values, found.change_scale
+        self.control_means_, self.gene_means_ = found.control, found.mean
+        self.is_measured_ = found.is_measured
+
+    def _labels(self, label_species, train: np.ndarray) -> dict[str, np.ndarray]:
+        wanted = (
+            self.species_
+            if label_species is None
+            else [label_species]
+            if isinstance(label_species, str)
+            else list(label_species)
+        )
+        if unknown := sorted(set(wanted) - set(self.species_)):
+            raise KeyError(f"Unknown label_species: {examples(unknown)}. Known: {examples(self.species_)}.")
+        learn = np.isin(self._names(UGE_KEYS.SPECIES_KEY), wanted)
+        labels = {}
+        for key, names, known in (
+            (UGE_KEYS.ORGAN_KEY, self._names(UGE_KEYS.ORGAN_KEY), self.organs_),
+            (UGE_KEYS.DRUG_KEY, self._drug_names(), self.drugs_),
+        ):
+            codes = pd.Index(known).get_indexer(names)
+            labels[key] = np.where(learn, codes, -1).astype(np.int64)
+        return labels
+
+    def _conditions(self) -> np.ndarray | None:
+        keys = self.init_params_["non_kwargs"]["condition_keys"]
+        if not keys:
+            return None
+        known = {"organ": (self._names(UGE_KEYS.ORGAN_KEY), self.organs_), "drug": (self._drug_names(), self.drugs_)}
+        # one more for those that are not known
+        return np.column_stack(
+            [pd.Index(names).get_indexer(values) % (len(names) + 1) for values, names in (known[k] for k in keys)]
+        )
+
+    def _tokens(self, train: np.ndarray, species: np.ndarray) -> list[np.ndarray]:
+        """Genes of every species that vary most over its training samples."""
+        from transverse._groups import group_profiles
+
+        n_top = self.init_params_["non_kwargs"]["n_top_genes"]
+        profiles = group_profiles(
+            self.adata, [self.registry["setup_args"]["species_key"]], registered_layer(self.adata_manager), train
+        )
+        tokens = []
+        for s, name in enumerate(self.species_):
+            own = np.flatnonzero(self._gene_species == s)
+            variance = profiles.variance[profiles.keys.iloc[:, 0].tolist().index(name)][own]
+            keep = own if n_top is None else own[np.sort(np.argsort(-variance, kind="stable")[:n_top])]
+            tokens.append(keep)
+        self.tokens_ = tokens
+        return tokens
+
+
+def _check_species(adata, species_key, organ_key, drug_key, control, unlabeled) -> None:
+    if species_key not in adata.var:
+        raise KeyError(f"species_key={species_key!r} is not in adata.var. Stack the species with pp.stack_species.")

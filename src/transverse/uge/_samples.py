@@ -1,0 +1,139 @@
+"""Representations of samples, and what they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from transverse._compat import registered_layer
+from transverse._groups import dense
+from transverse._validation import check_log_normalized, check_obs_key, check_unique_var_names, examples
+
+from ._batches import bin_values
+from ._constants import UGE_KEYS
+
+
+class SampleMixin:
+    """Samples of any of the species, of the training or not."""
+
+    def get_latent_representation(self, adata: AnnData | None = None, batch_size: int = 64) -> np.ndarray:
+        """Representations of samples in the space that all species share.
+
+        Parameters
+        ----------
+        adata
+            Samples, with their species in ``obs``; by default those of the model. Genes that are missing are no tokens.
+        batch_size
+            Samples in a mini-batch; does not change the result.
+
+        Returns
+        -------
+        Array of shape ``(n_samples, n_latent)``, float32.
+        """
+        self._check_if_trained(warn=False)
+        adata = self._samples(adata)
+        z = np.empty((adata.n_obs, self.module.genes.embedding.embedding_dim), dtype=np.float32)
+        for rows, block in self._blocks(adata, batch_size):
+            z[rows] = self._encoded(block)
+        return z
+
+    def predict_labels(
+        self, key: Literal["organ", "drug"] = "organ", adata: AnnData | None = None, batch_size: int = 64
+    ) -> pd.DataFrame:
+        """Organ or drug of samples.
+
+        Parameters
+        ----------
+        key
+            What to predict.
+        adata, batch_size
+            As in :meth:`get_latent_representation`.
+
+        Returns
+        -------
+        Table by sample: ``label``, ``confidence`` (probability of the label, not calibrated in species that no labels
+        were learnt from), ``second`` and ``margin`` to it, and one column ``p(...)`` for each category.
+        """
+        self._check_if_trained(warn=False)
+        if key not in ("organ", "drug"):
+            raise ValueError(f"key={key!r} must be 'organ' or 'drug'.")
+        names = self.organs_ if key == "organ" else self.drugs_
+        if len(names) < 2:
+            raise ValueError(f"There is only one {key}, {names[0]!r}: nothing to tell apart.")
+        head = self.module.organ_head if key == "organ" else self.module.drug_head
+        z = self.get_latent_representation(adata, batch_size)
+        with torch.inference_mode():
+            p = head(torch.from_numpy(z).to(self.module.device)).softmax(dim=1).cpu().numpy()
+        order = np.argsort(-p, axis=1, kind="stable")
+        rows, names = np.arange(len(p)), np.array(names, dtype=object)
+        table = {
+            "label": names[order[:, 0]],
+            "confidence": p[rows, order[:, 0]],
+            "second": names[order[:, 1]],
+            "margin": p[rows, order[:, 0]] - p[rows, order[:, 1]],
+        }
+        table |= {f"p({name})": p[:, i] for i, name in enumerate(names)}
+        return pd.DataFrame(table, index=self._samples(adata).obs_names)
+
+    def _samples(self, adata: AnnData | None) -> AnnData:
+        if adata is None or adata is self.adata:
+            if self.adata is None:
+                raise ValueError("The model was loaded without data: pass adata=.")
+            return self.adata
+        if not isinstance(adata, AnnData):
+            raise TypeError(f"adata must be an AnnData, but got {type(adata).__name__}.")
+        if adata.n_obs == 0:
+            raise ValueError("adata has no samples.")
+        check_unique_var_names(adata)
+        key = self.registry["setup_args"]["species_key"]
+        check_obs_key(adata, key, "species_key")
+        if unknown := sorted(set(adata.obs[key].astype(str)) - set(self.species_)):
+            raise ValueError(
+                f"adata has samples of unknown species: {examples(unknown)}. Known: {examples(self.species_)}."
+            )
+        check_log_normalized(adata, self._layer)
+        return adata
+
+    @property
+    def _layer(self) -> str | None:
+        return registered_layer(self.adata_manager) if self.adata is not None else self.registry["setup_args"]["layer"]
+
+    def _blocks(self, adata: AnnData, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+        """Positions of samples of one species, and what the encoder takes of them."""
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1.")
+        species = adata.obs[self.registry["setup_args"]["species_key"]].astype(str).to_numpy()
+        where = pd.Index(adata.var_names).get_indexer(pd.Index(self.var_names_))
+        matrix = adata.X if self._layer is None else adata.layers[self._layer]
+        for s, name in enumerate(self.species_):
+            tokens = self.tokens_[s][where[self.tokens_[s]] >= 0]
+            rows = np.flatnonzero(species == name)
+            if len(rows) and not len(tokens):
+                raise ValueError(f"adata has none of the genes of {name!r} that the model takes as tokens.")
+            for start in range(0, len(rows), batch_size):
+                chosen = rows[start : start + batch_size]
+                x = torch.from_numpy(dense(matrix[chosen])[:, where[tokens]].astype(np.float32))
+                yield chosen, self._block(s, tokens, x)
+
+    def _block(self, species: int, tokens: np.ndarray, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        centers = torch.from_numpy(self.gene_means_[tokens].astype(np.float32))
+        n_bins = self.module.encoder.n_bins
+        block = {
+            UGE_KEYS.SPECIES_KEY: torch.tensor(species),
+            UGE_KEYS.TOKENS_KEY: torch.from_numpy(tokens),
+            UGE_KEYS.VALUES_KEY: x - centers if n_bins is None else bin_values(x, n_bins),
+        }
+        if len(self.module.encoder.conditions):  # those of new samples are not known
+            sizes = [embedding.num_embeddings for embedding in self.module.encoder.conditions]
+            block[UGE_KEYS.CONDITIONS_KEY] = torch.tensor(sizes).sub(1).expand(len(x), -1)
+        return block
+
+    @torch.inference_mode()
+    def _encoded(self, block: dict[str, torch.Tensor]) -> np.ndarray:
+        self.module.eval()
+        return self.module.encode(block)[0].cpu().numpy()
