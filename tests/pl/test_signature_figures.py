@@ -382,7 +382,7 @@ def test_fold_without_a_ratio_or_a_difference(sides):
     model, base = correlations((truth, pred, opposite), "C1")
     assert title == f"mean {model.mean():z.2f} over {base.mean():z.2f}"
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         title = fold(truth, pred, pred, cell_type="C1", show=False)[0].get_title()
     assert title.endswith("\n0% improved, p = 1")
     assert "\n1.00-fold: " in title
