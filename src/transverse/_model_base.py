@@ -44,3 +44,7 @@ class GeneAlignedModel(BaseModelClass):
         if adata is not None and names is not None:
             adata = align_genes(adata, names)
         return super()._validate_anndata(adata, copy_if_view=copy_if_view)
+
+    def _categories(self, key: str) -> list[str]:
+        """Categories of a registered column, as text, in the order of their numbers."""
+        return [str(name) for name in self.registry["field_registries"][key]["state_registry"]["categorical_mapping"]]

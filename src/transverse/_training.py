@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from lightning.pytorch.callbacks import Callback
 from scvi.train import TrainingPlan
+from torch.utils.data import DistributedSampler
 
 
 class OnePassAdamPlan(TrainingPlan):
@@ -18,6 +19,15 @@ class OnePassAdamPlan(TrainingPlan):
         if self.optimizer_name != "Adam" or self.device.type != "cpu":
             return super().get_optimizer_creator()
         return partial(torch.optim.Adam, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=True)
+
+
+class ProcessSampler(DistributedSampler):
+    """A distributed sampler that, where PyTorch has no process group, is that of a single process."""
+
+    def __init__(self, dataset, num_replicas: int | None = None, rank: int | None = None, **kwargs):
+        if num_replicas is None and not torch.distributed.is_initialized():
+            num_replicas, rank = 1, 0
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, **kwargs)
 
 
 class KeepBest(Callback):
@@ -77,7 +87,7 @@ class Means:
     def pop(self) -> dict[str, torch.Tensor]:
         """The means since the last time; nothing if nothing was added."""
         means = {} if self._total is None else dict(zip(self._names, self._total / self._weight, strict=True))
-        self.__init__()
+        self._total, self._weight = None, 0
         return means
 
 

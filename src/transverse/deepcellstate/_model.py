@@ -290,9 +290,6 @@ class DeepCellState(FittingMixin, ExtensionMixin, InterpretationMixin, Predictio
         names = codes[DEEPCELLSTATE_KEYS.PERTURBATION_KEY] * n_types + codes[DEEPCELLSTATE_KEYS.PERTURBATION_TYPE_KEY]
         return Grid(names, codes[DEEPCELLSTATE_KEYS.CELL_TYPE_KEY])
 
-    def _categories(self, key: str) -> list[str]:
-        return [str(name) for name in self.registry["field_registries"][key]["state_registry"]["categorical_mapping"]]
-
     def _fit_scale(self, rows: np.ndarray) -> None:
         """The largest absolute value of the training signatures, which becomes 1."""
         wanted = np.zeros(self.adata.n_obs, dtype=bool)

@@ -12,10 +12,11 @@ import torch
 from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from transverse._compat import REGISTRY_KEYS
 from transverse._rows import read_rows
+from transverse._training import ProcessSampler
 
 from ._constants import DEEPCELLSTATE_KEYS
 
@@ -74,7 +75,7 @@ class Grid:
         return (np.bincount(pairs[:, 0]) > 1)[self.perturbations]
 
 
-class TurnSampler(DistributedSampler):
+class TurnSampler(ProcessSampler):
     """Mini-batches of shuffled pairs, one decoder after the other.
 
     In every epoch all decoders have their turn, in random order, and go through their pairs once or several times. A
@@ -103,8 +104,6 @@ class TurnSampler(DistributedSampler):
         num_replicas: int | None = None,
         rank: int | None = None,
     ):
-        if num_replicas is None and not torch.distributed.is_initialized():
-            num_replicas, rank = 1, 0
         super().__init__(pairs, num_replicas=num_replicas, rank=rank, seed=seed)
         self.turns = [pairs[pairs[:, DECODER] == i] for i in np.unique(pairs[:, DECODER])]
         self.batch_size, self.n_passes = batch_size * self.num_replicas, n_passes
@@ -127,12 +126,10 @@ class TurnSampler(DistributedSampler):
         return max(1, min(ceil(len(pairs) / self.batch_size), len(pairs) // self.num_replicas))
 
 
-class WholeTargetSampler(DistributedSampler):
+class WholeTargetSampler(ProcessSampler):
     """Mini-batches in which every target has all of its sources, always the same; for validation."""
 
     def __init__(self, pairs: np.ndarray, batch_size: int, num_replicas: int | None = None, rank: int | None = None):
-        if num_replicas is None and not torch.distributed.is_initialized():
-            num_replicas, rank = 1, 0
         super().__init__(pairs, num_replicas=num_replicas, rank=rank)
         batches = []
         for i in np.unique(pairs[:, DECODER]):
@@ -240,7 +237,7 @@ class PairDataSplitter(DataSplitter):
     def test_dataloader(self) -> None:
         """Nothing is tested in training."""
 
-    def _loader(self, sampler: DistributedSampler) -> DataLoader:
+    def _loader(self, sampler: ProcessSampler) -> DataLoader:
         kwargs = {key: value for key, value in self.data_loader_kwargs.items() if key != "distributed_sampler"}
         dataset = PairDataset(self.adata_manager)
         return DataLoader(dataset, sampler=sampler, batch_size=None, pin_memory=self.pin_memory, **kwargs)

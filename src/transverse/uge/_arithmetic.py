@@ -12,6 +12,8 @@ from anndata import AnnData
 from transverse._groups import dense
 from transverse._validation import examples
 
+from ._constants import UGE_KEYS
+
 Via = Literal["reactome", "A", "B", "C"]
 
 
@@ -219,8 +221,6 @@ class ArithmeticMixin:
 
     def _training_samples(self) -> pd.DataFrame:
         """Species, organ and drug of the training samples, by their positions."""
-        from ._constants import UGE_KEYS
-
         table = pd.DataFrame(
             {
                 "species": self._names(UGE_KEYS.SPECIES_KEY),

@@ -10,15 +10,16 @@ import torch
 from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from transverse._compat import REGISTRY_KEYS
 from transverse._rows import read_rows
+from transverse._training import ProcessSampler
 
 from ._constants import UGE_KEYS
 
 
-class BatchSampler(DistributedSampler):
+class BatchSampler(ProcessSampler):
     """Mini-batches of samples of all species, each species with the same genes, and of genes; anew in every epoch.
 
     A function of seed and epoch; with several processes each takes its share of the same samples.
@@ -62,8 +63,6 @@ class BatchSampler(DistributedSampler):
         num_replicas: int | None = None,
         rank: int | None = None,
     ):
-        if num_replicas is None and not torch.distributed.is_initialized():
-            num_replicas, rank = 1, 0
         super().__init__(range(n_batches), num_replicas=num_replicas, rank=rank, seed=seed, shuffle=shuffle)
         self.rows, self.tokens, self.genes = rows, tokens, genes
         self.n_tokens, self.n_genes = n_tokens, n_genes

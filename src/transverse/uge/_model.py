@@ -5,16 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
-from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
-from transverse._compat import REGISTRY_KEYS, devices_dsp, registered_layer
+from transverse._compat import REGISTRY_KEYS, devices_dsp
 from transverse._model_base import GeneAlignedModel
+from transverse._species import species_blocks
 from transverse._training import KeepBest
 from transverse._validation import check_columns, check_log_normalized, examples
 
@@ -22,10 +21,10 @@ from ._arithmetic import ArithmeticMixin
 from ._batches import BatchDataset, BatchSplitter
 from ._constants import PRESETS, UGE_KEYS
 from ._experiments import ExperimentMixin
-from ._features import gene_features
 from ._gene_map import GeneMapMixin
 from ._module import LOSSES, UGEModule
 from ._samples import SampleMixin
+from ._training_data import TrainingDataMixin
 from ._training_plan import UGETrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ logger = logging.getLogger(__name__)
 StageName = Literal["genes", "samples"]
 
 
-class UGE(GeneMapMixin, SampleMixin, ArithmeticMixin, ExperimentMixin, GeneAlignedModel):
+class UGE(TrainingDataMixin, GeneMapMixin, SampleMixin, ArithmeticMixin, ExperimentMixin, GeneAlignedModel):
     r"""UGE :cite:p:`Belgadi2024`: genes and samples of several species in one space, by how genes respond to drugs.
 
     Every gene of every species has a vector of its own in a shared space; a head that all species share tells from it what the gene
@@ -175,7 +174,7 @@ class UGE(GeneMapMixin, SampleMixin, ArithmeticMixin, ExperimentMixin, GeneAlign
             "animal_key": animal_key,
         }
         check_columns(adata, {argument: [key] for argument, key in keys.items() if key is not None})
-        _check_species(adata, species_key, organ_key, drug_key, str(control), str(unlabeled_category))
+        _check_species(adata, species_key, drug_key, str(control))
         check_log_normalized(adata, layer)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
@@ -270,16 +269,13 @@ class UGE(GeneMapMixin, SampleMixin, ArithmeticMixin, ExperimentMixin, GeneAlign
             self.adata_manager,
             self.features_,
             self.gene_means_,
-            self._labels(label_species, train),
+            self._labels(label_species),
             self._conditions(),
             self.module.encoder.n_bins,
         )
         options = {
-            "tokens": self._tokens(train, species),
-            "genes": [
-                np.flatnonzero(np.asarray(self.init_params_["non_kwargs"]["gene_species"]) == s)
-                for s in range(len(self.species_))
-            ],
+            "tokens": self._tokens(train),
+            "genes": [np.flatnonzero(self._gene_species == s) for s in range(len(self.species_))],
             "batch_size": batch_size,
             "n_tokens": n_tokens,
             "n_genes": genes_per_batch,
@@ -310,126 +306,15 @@ class UGE(GeneMapMixin, SampleMixin, ArithmeticMixin, ExperimentMixin, GeneAlign
             )
             runner()
 
-    def _categories(self, key: str) -> list[str]:
-        return [str(name) for name in self.registry["field_registries"][key]["state_registry"]["categorical_mapping"]]
 
-    def _names(self, key: str) -> np.ndarray:
-        names = np.array(self._categories(key), dtype=object)
-        return names[self.adata_manager.get_from_registry(key).ravel().astype(int)]
-
-    @property
-    def _gene_species(self) -> np.ndarray:
-        return np.asarray(self.init_params_["non_kwargs"]["gene_species"])
-
-    def _split(
-        self, kwargs, hold_out, train_size, validation_size, shuffle, validates
-    ) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.arange(self.adata.n_obs)
-        conditions = pd.MultiIndex.from_arrays(
-            [self._names(k) for k in (UGE_KEYS.SPECIES_KEY, UGE_KEYS.ORGAN_KEY)] + [self._drug_names()]
-        )
-        out = np.zeros(len(rows), dtype=bool)
-        for condition in hold_out:
-            here = conditions.isin([tuple(map(str, condition))])
-            if not here.any():
-                raise ValueError(f"hold_out has {condition}, of which adata has no samples.")
-            out |= here
-        external = kwargs.pop("external_indexing", None)
-        if external is not None:
-            train, validation = (np.sort(np.asarray(part, dtype=int)) for part in external[:2])
-            return train[~out[train]], validation[~out[validation]]
-        size = (0.9 if validates else 1.0) if train_size is None else train_size
-        if not 0 < size <= 1:
-            raise ValueError(f"train_size={train_size} must be above 0 and at most 1.")
-        left = rows[~out]
-        units = left
-        if self.registry["setup_args"]["animal_key"] is not None:
-            units = (self._names(UGE_KEYS.SPECIES_KEY) + "|" + self._names(UGE_KEYS.ANIMAL_KEY))[left]
-        groups = np.unique(units)
-        order = np.random.default_rng(settings.seed or 0).permutation(groups) if shuffle else groups
-        n_train = max(1, round(size * len(groups)))
-        n_validation = len(groups) - n_train if validation_size is None else round(validation_size * len(groups))
-        validation = left[np.isin(units, order[n_train : n_train + n_validation])]
-        return left[np.isin(units, order[:n_train])], validation
-
-    def _drug_names(self) -> np.ndarray:
-        if self.registry["setup_args"]["drug_key"] is None:
-            return np.full(self.adata.n_obs, self.drugs_[0], dtype=object)
-        return self._names(UGE_KEYS.DRUG_KEY)
-
-    def _fit_features(self, train: np.ndarray, profile_weight: float, level_weight: float) -> None:
-        """Reactomes, organs and levels of all genes from training samples, which labels are known of."""
-        arguments = self.registry["setup_args"]
-        organs, drugs = self._names(UGE_KEYS.ORGAN_KEY), self._drug_names()
-        samples = np.zeros(self.adata.n_obs, dtype=bool)
-        samples[train] = True
-        samples &= np.isin(organs, self.organs_) & np.isin(drugs, self.drugs_)
-        keys = ("species_key", "organ_key", "drug_key", "animal_key")
-        found = gene_features(
-            self.adata,
-            self._gene_species,
-            self.species_,
-            self.organs_,
-            self.drugs_[1:],
-            **{key: arguments[key] for key in keys},
-            control=self.drugs_[0],
-            layer=registered_layer(self.adata_manager),
-            samples=samples,
-            profile_weight=profile_weight,
-            level_weight=level_weight,
-        )
-        self.features_, self.change_scale_ = found.values, found.change_scale
-        self.control_means_, self.gene_means_ = found.control, found.mean
-        self.is_measured_ = found.is_measured
-
-    def _labels(self, label_species, train: np.ndarray) -> dict[str, np.ndarray]:
-        wanted = (
-            self.species_
-            if label_species is None
-            else [label_species]
-            if isinstance(label_species, str)
-            else list(label_species)
-        )
-        if unknown := sorted(set(wanted) - set(self.species_)):
-            raise KeyError(f"Unknown label_species: {examples(unknown)}. Known: {examples(self.species_)}.")
-        learn = np.isin(self._names(UGE_KEYS.SPECIES_KEY), wanted)
-        labels = {}
-        for key, names, known in (
-            (UGE_KEYS.ORGAN_KEY, self._names(UGE_KEYS.ORGAN_KEY), self.organs_),
-            (UGE_KEYS.DRUG_KEY, self._drug_names(), self.drugs_),
-        ):
-            codes = pd.Index(known).get_indexer(names)
-            labels[key] = np.where(learn, codes, -1).astype(np.int64)
-        return labels
-
-    def _conditions(self) -> np.ndarray | None:
-        keys = self.init_params_["non_kwargs"]["condition_keys"]
-        if not keys:
-            return None
-        known = {"organ": (self._names(UGE_KEYS.ORGAN_KEY), self.organs_), "drug": (self._drug_names(), self.drugs_)}
-        # one more for those that are not known
-        return np.column_stack(
-            [pd.Index(names).get_indexer(values) % (len(names) + 1) for values, names in (known[k] for k in keys)]
-        )
-
-    def _tokens(self, train: np.ndarray, species: np.ndarray) -> list[np.ndarray]:
-        """Genes of every species that vary most over its training samples."""
-        from transverse._groups import group_profiles
-
-        n_top = self.init_params_["non_kwargs"]["n_top_genes"]
-        profiles = group_profiles(
-            self.adata, [self.registry["setup_args"]["species_key"]], registered_layer(self.adata_manager), train
-        )
-        tokens = []
-        for s, name in enumerate(self.species_):
-            own = np.flatnonzero(self._gene_species == s)
-            variance = profiles.variance[profiles.keys.iloc[:, 0].tolist().index(name)][own]
-            keep = own if n_top is None else own[np.sort(np.argsort(-variance, kind="stable")[:n_top])]
-            tokens.append(keep)
-        self.tokens_ = tokens
-        return tokens
-
-
-def _check_species(adata, species_key, organ_key, drug_key, control, unlabeled) -> None:
-    if species_key not in adata.var:
-        raise KeyError(f"species_key={species_key!r} is not in adata.var. Stack the species with pp.stack_species.")
+def _check_species(adata: AnnData, species_key: str, drug_key: str | None, control: str) -> None:
+    """Raise unless samples and genes are of the same two species or more, each with control samples."""
+    blocks = species_blocks(adata, species_key)
+    if len(blocks) < 2:
+        raise ValueError(f"adata has only one species, {next(iter(blocks))!r}: genes are aligned between two or more.")
+    if drug_key is not None:
+        without = [name for name, block in blocks.items() if not (block.obs[drug_key].astype(str) == control).any()]
+        if without:
+            raise ValueError(
+                f"These species have no samples with control={control!r} in obs[{drug_key!r}]: {examples(without)}."
+            )

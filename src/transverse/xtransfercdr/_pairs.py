@@ -11,10 +11,11 @@ import torch
 from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from transverse._compat import REGISTRY_KEYS
 from transverse._rows import read_rows
+from transverse._training import ProcessSampler
 
 from ._constants import COMBINATION, SAME_CONTEXT, XTRANSFERCDR_KEYS
 from ._design import Design
@@ -131,7 +132,7 @@ def _matched_controls(cells: np.ndarray, design: Design, rng: np.random.Generato
     return controls
 
 
-class PairSampler(DistributedSampler):
+class PairSampler(ProcessSampler):
     """Mini-batches of pairs: tables as of :func:`draw_pairs`, of equal size to one pair.
 
     With several processes, each takes its share of the same pairs.
@@ -158,8 +159,6 @@ class PairSampler(DistributedSampler):
         rank: int | None = None,
         **options,
     ):
-        if num_replicas is None and not torch.distributed.is_initialized():
-            num_replicas, rank = 1, 0
         self.design, self.batch_size, self.resample, self.options = design, batch_size, resample, options
         partners = design.all_partners(options["pairing"], options.get("control_share", 0.5))
         self.n_pairs = sum(len(design.cells[i]) for i in partners)

@@ -1,0 +1,132 @@
+"""What is trained on: samples, their labels, the features of genes, and which genes are tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scvi import settings
+
+from transverse._compat import registered_layer
+from transverse._groups import group_profiles
+from transverse._validation import examples
+
+from ._constants import UGE_KEYS
+from ._features import gene_features
+
+
+class TrainingDataMixin:
+    """The training's view of the model's data."""
+
+    def _names(self, key: str) -> np.ndarray:
+        names = np.array(self._categories(key), dtype=object)
+        return names[self.adata_manager.get_from_registry(key).ravel().astype(int)]
+
+    @property
+    def _gene_species(self) -> np.ndarray:
+        return np.asarray(self.init_params_["non_kwargs"]["gene_species"])
+
+    def _split(
+        self, kwargs, hold_out, train_size, validation_size, shuffle, validates
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.arange(self.adata.n_obs)
+        conditions = pd.MultiIndex.from_arrays(
+            [self._names(k) for k in (UGE_KEYS.SPECIES_KEY, UGE_KEYS.ORGAN_KEY)] + [self._drug_names()]
+        )
+        out = np.zeros(len(rows), dtype=bool)
+        for condition in hold_out:
+            here = conditions.isin([tuple(map(str, condition))])
+            if not here.any():
+                raise ValueError(f"hold_out has {condition}, of which adata has no samples.")
+            out |= here
+        external = kwargs.pop("external_indexing", None)
+        if external is not None:
+            train, validation = (np.sort(np.asarray(part, dtype=int)) for part in external[:2])
+            return train[~out[train]], validation[~out[validation]]
+        size = (0.9 if validates else 1.0) if train_size is None else train_size
+        if not 0 < size <= 1:
+            raise ValueError(f"train_size={train_size} must be above 0 and at most 1.")
+        left = rows[~out]
+        units = left
+        if self.registry["setup_args"]["animal_key"] is not None:
+            units = (self._names(UGE_KEYS.SPECIES_KEY) + "|" + self._names(UGE_KEYS.ANIMAL_KEY))[left]
+        groups = np.unique(units)
+        order = np.random.default_rng(settings.seed or 0).permutation(groups) if shuffle else groups
+        n_train = max(1, round(size * len(groups)))
+        n_validation = len(groups) - n_train if validation_size is None else round(validation_size * len(groups))
+        validation = left[np.isin(units, order[n_train : n_train + n_validation])]
+        return left[np.isin(units, order[:n_train])], validation
+
+    def _drug_names(self) -> np.ndarray:
+        if self.registry["setup_args"]["drug_key"] is None:
+            return np.full(self.adata.n_obs, self.drugs_[0], dtype=object)
+        return self._names(UGE_KEYS.DRUG_KEY)
+
+    def _fit_features(self, train: np.ndarray, profile_weight: float, level_weight: float) -> None:
+        """Reactomes, organs and levels of all genes from training samples, which labels are known of."""
+        arguments = self.registry["setup_args"]
+        organs, drugs = self._names(UGE_KEYS.ORGAN_KEY), self._drug_names()
+        samples = np.zeros(self.adata.n_obs, dtype=bool)
+        samples[train] = True
+        samples &= np.isin(organs, self.organs_) & np.isin(drugs, self.drugs_)
+        keys = ("species_key", "organ_key", "drug_key", "animal_key")
+        found = gene_features(
+            self.adata,
+            self._gene_species,
+            self.species_,
+            self.organs_,
+            self.drugs_[1:],
+            **{key: arguments[key] for key in keys},
+            control=self.drugs_[0],
+            layer=registered_layer(self.adata_manager),
+            samples=samples,
+            profile_weight=profile_weight,
+            level_weight=level_weight,
+        )
+        self.features_, self.change_scale_ = found.values, found.change_scale
+        self.control_means_, self.gene_means_ = found.control, found.mean
+        self.is_measured_ = found.is_measured
+
+    def _labels(self, label_species) -> dict[str, np.ndarray]:
+        wanted = (
+            self.species_
+            if label_species is None
+            else [label_species]
+            if isinstance(label_species, str)
+            else list(label_species)
+        )
+        if unknown := sorted(set(wanted) - set(self.species_)):
+            raise KeyError(f"Unknown label_species: {examples(unknown)}. Known: {examples(self.species_)}.")
+        learn = np.isin(self._names(UGE_KEYS.SPECIES_KEY), wanted)
+        labels = {}
+        for key, names, known in (
+            (UGE_KEYS.ORGAN_KEY, self._names(UGE_KEYS.ORGAN_KEY), self.organs_),
+            (UGE_KEYS.DRUG_KEY, self._drug_names(), self.drugs_),
+        ):
+            codes = pd.Index(known).get_indexer(names)
+            labels[key] = np.where(learn, codes, -1).astype(np.int64)
+        return labels
+
+    def _conditions(self) -> np.ndarray | None:
+        keys = self.init_params_["non_kwargs"]["condition_keys"]
+        if not keys:
+            return None
+        known = {"organ": (self._names(UGE_KEYS.ORGAN_KEY), self.organs_), "drug": (self._drug_names(), self.drugs_)}
+        # one more for those that are not known
+        return np.column_stack(
+            [pd.Index(names).get_indexer(values) % (len(names) + 1) for values, names in (known[k] for k in keys)]
+        )
+
+    def _tokens(self, train: np.ndarray) -> list[np.ndarray]:
+        """Genes of every species that vary most over its training samples."""
+        n_top = self.init_params_["non_kwargs"]["n_top_genes"]
+        profiles = group_profiles(
+            self.adata, [self.registry["setup_args"]["species_key"]], registered_layer(self.adata_manager), train
+        )
+        tokens = []
+        for s, name in enumerate(self.species_):
+            own = np.flatnonzero(self._gene_species == s)
+            variance = profiles.variance[profiles.keys.iloc[:, 0].tolist().index(name)][own]
+            keep = own if n_top is None else own[np.sort(np.argsort(-variance, kind="stable")[:n_top])]
+            tokens.append(keep)
+        self.tokens_ = tokens
+        return tokens
