@@ -42,8 +42,12 @@ class BatchSampler(ProcessSampler):
         Mini-batches of an epoch without samples.
     seed
         Of the order.
+    counterparts
+        Genes of every species that can stand for a gene, shape ``(n_genes, n_species, n_draws)``; None for none.
+    translated
+        Share of the blocks of samples that are shown as samples of another species, with counterparts for their genes.
     shuffle
-        Whether to shuffle; otherwise all epochs have the same samples, and the first of the tokens.
+        Whether to shuffle; otherwise all epochs have the same samples, and the first of the tokens, and none is translated.
     num_replicas, rank
         Number of processes and the number of this one; by default those of PyTorch's process group, if any.
     """
@@ -58,6 +62,8 @@ class BatchSampler(ProcessSampler):
         n_tokens: int,
         n_genes: int,
         n_batches: int = 50,
+        counterparts: np.ndarray | None = None,
+        translated: float = 0.0,
         seed: int = 0,
         shuffle: bool = True,
         num_replicas: int | None = None,
@@ -66,6 +72,7 @@ class BatchSampler(ProcessSampler):
         super().__init__(range(n_batches), num_replicas=num_replicas, rank=rank, seed=seed, shuffle=shuffle)
         self.rows, self.tokens, self.genes = rows, tokens, genes
         self.n_tokens, self.n_genes = n_tokens, n_genes
+        self.counterparts, self.translated = counterparts, translated
         if rows is None:
             self.n_batches = n_batches
         else:
@@ -79,15 +86,21 @@ class BatchSampler(ProcessSampler):
                 order = rng.permutation(rows) if self.shuffle else rows
                 parts.append(np.array_split(order[self.rank :: self.num_replicas], self.n_batches))
         for i in range(self.n_batches):
-            samples = [
-                (s, np.sort(part[i]), self._some(rng, self.tokens[s], self.n_tokens))
-                for s, part in enumerate(parts)
-                if len(part[i])
-            ]
+            samples = [self._block(rng, s, np.sort(part[i])) for s, part in enumerate(parts) if len(part[i])]
             genes = [
                 (s, self._some(rng, own, self.n_genes)) for s, own in enumerate(self.genes) if self.n_genes and len(own)
             ]
             yield samples, genes
+
+    def _block(self, rng: np.random.Generator, species: int, rows: np.ndarray) -> tuple:
+        """Rows, the genes to read of them, and the species and genes that they are shown as."""
+        tokens = self._some(rng, self.tokens[species], self.n_tokens)
+        if self.counterparts is None or not self.shuffle or rng.random() >= self.translated:
+            return rows, tokens, species, tokens
+        others = np.delete(np.arange(len(self.tokens)), species)
+        other = int(rng.choice(others))
+        draws = self.counterparts[tokens, other]
+        return rows, tokens, other, draws[np.arange(len(draws)), rng.integers(draws.shape[1], size=len(draws))]
 
     def _some(self, rng: np.random.Generator, genes: np.ndarray, n: int) -> np.ndarray:
         if len(genes) <= n:
@@ -146,18 +159,20 @@ class BatchDataset(Dataset):
             ]
         return tensors
 
-    def _samples(self, species: int, rows: np.ndarray, tokens: np.ndarray) -> dict[str, torch.Tensor]:
+    def _samples(
+        self, rows: np.ndarray, tokens: np.ndarray, shown_species: int, shown: np.ndarray
+    ) -> dict[str, torch.Tensor]:
         tokens = torch.from_numpy(tokens)
         x = read_rows(self.rows, rows)[:, tokens]
-        relative = x - self.centers[tokens]
         block = {
-            UGE_KEYS.SPECIES_KEY: torch.tensor(species),
-            UGE_KEYS.TOKENS_KEY: tokens,
-            UGE_KEYS.VALUES_KEY: relative if self.n_bins is None else bin_values(x, self.n_bins),
-            UGE_KEYS.TARGETS_KEY: relative,
+            UGE_KEYS.SPECIES_KEY: torch.tensor(shown_species),
+            UGE_KEYS.TOKENS_KEY: torch.from_numpy(shown),
+            UGE_KEYS.VALUES_KEY: x - self.centers[tokens],
             UGE_KEYS.ORGAN_KEY: torch.from_numpy(self.labels[UGE_KEYS.ORGAN_KEY][rows]),
             UGE_KEYS.DRUG_KEY: torch.from_numpy(self.labels[UGE_KEYS.DRUG_KEY][rows]),
         }
+        if self.n_bins is not None:
+            block[UGE_KEYS.BINS_KEY] = bin_values(x, self.n_bins)
         if self.conditions is not None:
             block[UGE_KEYS.CONDITIONS_KEY] = torch.from_numpy(self.conditions[rows])
         return block

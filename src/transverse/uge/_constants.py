@@ -9,7 +9,7 @@ class _Keys(NamedTuple):
     # a mini-batch of samples
     TOKENS_KEY: str = "tokens"
     VALUES_KEY: str = "values"
-    TARGETS_KEY: str = "targets"
+    BINS_KEY: str = "bins"
     CONDITIONS_KEY: str = "conditions"
     SAMPLES_KEY: str = "samples"
     # a mini-batch of genes

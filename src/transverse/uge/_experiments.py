@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from scipy.spatial.distance import cdist
 
-from ._gene_map import assignment
+from ._gene_map import assignment, similarity_of
 
 
 class ExperimentMixin:
@@ -166,8 +165,7 @@ class ExperimentMixin:
             entropies = []
             for t, other in enumerate(features):
                 if s != t:
-                    similarity = -cdist(own, other, "sqeuclidean")
-                    p = np.exp(assignment(similarity / -np.median(similarity), 0.02))
+                    p = np.exp(assignment(similarity_of(own, other), 0.02))
                     entropies.append(-(p * np.log(np.maximum(p, 1e-300))).sum(axis=1) / np.log(len(other)))
             weights.append(1 + weight * np.mean(entropies, axis=0))
         return weights

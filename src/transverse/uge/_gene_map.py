@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
+from sklearn.metrics.pairwise import euclidean_distances
 
 from transverse._validation import examples
 
 Method = Literal["assignment", "nearest"]
+
+_TINY = np.finfo(np.float32).tiny
 
 
 def assignment(similarity: np.ndarray, temperature: float, n_iterations: int = 50) -> np.ndarray:
@@ -30,11 +33,23 @@ def assignment(similarity: np.ndarray, temperature: float, n_iterations: int = 5
     n_iterations
         Turns.
     """
-    logits = similarity / temperature
+    logits = (similarity / temperature).astype(np.float32)
+    logits -= logits.max(axis=1, keepdims=True)
+    logits -= logits.max(axis=0)
+    # products with a matrix of probabilities, many times faster than sums of exponentials; what is below 1e-38 is 0
+    kernel = np.exp(logits)
+    columns = np.ones(kernel.shape[1], dtype=np.float32)
     for _ in range(n_iterations):
-        logits = logits - logsumexp(logits, axis=1, keepdims=True)
-        logits = logits - logsumexp(logits, axis=0, keepdims=True)
+        rows = 1 / np.maximum(kernel @ columns, _TINY)
+        columns = 1 / np.maximum(rows @ kernel, _TINY)
+    logits += np.log(columns)
     return logits - logsumexp(logits, axis=1, keepdims=True)
+
+
+def similarity_of(features: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Negative squared distances, in units of their median."""
+    similarity = -euclidean_distances(features, other, squared=True)
+    return similarity / (-np.median(similarity) or 1.0)
 
 
 class GeneMapMixin:
@@ -74,9 +89,9 @@ class GeneMapMixin:
     ) -> pd.DataFrame:
         r"""The target genes that do most likely the same as each source gene.
 
-        Genes are compared by what the model says that they do, :math:`\hat f_g = (\hat\Delta_g, \hat h_g, \hat m_g)`: changes in every
-        organ and under every drug, also those that were not measured in one of the species, organs, and level, in the units
-        and with the weights of the training. :math:`S_{gg'} = -\lVert \hat f_g - \hat f_{g'} \rVert^2`, in units of its median.
+        Genes are compared by what they do, :math:`f_g = (\Delta_g, h_g, m_g)`: changes in every organ and under every drug, organs,
+        and level, in the units and with the weights of the training; what was not measured in the species is what the model
+        says, :math:`\hat f_g`. :math:`S_{gg'} = -\lVert f_g - f_{g'} \rVert^2`, in units of its median.
 
         Parameters
         ----------
@@ -119,9 +134,8 @@ class GeneMapMixin:
             raise KeyError(
                 f"Unknown genes of {source!r}: {examples(unknown)}. Known, for example: {examples(names[0])}."
             )
-        features = [self._predicted_features(i) for i in (s, t)]
-        similarity = -cdist(*features, "sqeuclidean")
-        similarity /= -np.median(similarity) or 1.0
+        features = [self._completed_features(i) for i in (s, t)]
+        similarity = similarity_of(*features)
         scores = assignment(similarity, temperature) if method == "assignment" else similarity
         rows = np.arange(len(names[0])) if genes is None else pd.Index(names[0]).get_indexer(list(genes))
         n_top = min(n_top, len(names[1]))
@@ -142,6 +156,21 @@ class GeneMapMixin:
             }
         )
 
+    def _counterparts(self, n_neighbors: int = 10, n_draws: int = 20, temperature: float = 0.02) -> np.ndarray:
+        """Genes of every species that can stand for each gene, as often as is probable; (genes, species, draws)."""
+        rng = np.random.default_rng(0)
+        genes = [np.flatnonzero(self._gene_species == s) for s in range(len(self.species_))]
+        features = [self._completed_features(s) for s in range(len(self.species_))]
+        drawn = np.zeros((len(self._gene_species), len(genes), n_draws), dtype=np.int64)
+        for s, t in itertools.permutations(range(len(genes)), 2):
+            scores = assignment(similarity_of(features[s], features[t]), temperature)
+            best = np.argpartition(-scores, min(n_neighbors, scores.shape[1]) - 1, axis=1)[:, :n_neighbors]
+            share = np.exp(np.take_along_axis(scores, best, axis=1)).cumsum(axis=1)
+            at = rng.random((len(share), n_draws)) * share[:, -1:]
+            picked = (at[:, :, None] > share[:, None, :]).sum(axis=2)
+            drawn[genes[s], t] = genes[t][np.take_along_axis(best, picked, axis=1)]
+        return drawn
+
     def _species_of(self, species: str) -> int:
         if str(species) not in self.species_:
             raise KeyError(f"Unknown species {species!r}. Known: {examples(self.species_)}.")
@@ -149,6 +178,11 @@ class GeneMapMixin:
 
     def _vectors(self, genes: np.ndarray, species: int) -> torch.Tensor:
         return self.module.genes(torch.from_numpy(genes).to(self.module.device), species)
+
+    def _completed_features(self, species: int) -> np.ndarray:
+        """What was measured, and what the head says where nothing was."""
+        own = self.features_[self._gene_species == species]
+        return np.where(np.isnan(own), self._predicted_features(species), own)
 
     @torch.inference_mode()
     def _predicted_features(self, species: int) -> np.ndarray:

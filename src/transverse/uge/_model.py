@@ -194,8 +194,9 @@ class UGE(TrainingDataMixin, GeneMapMixin, SampleMixin, ArithmeticMixin, Experim
         stages: Sequence[StageName] = ("genes", "samples"),
         hold_out: Sequence[tuple[str, str, str]] = (),
         label_species: str | Sequence[str] | None = None,
-        profile_weight: float = 0.6,
-        level_weight: float = 3.0,
+        profile_weight: float = 0.8,
+        level_weight: float = 2.5,
+        translated: float = 0.5,
         n_tokens: int = 1200,
         genes_per_batch: int = 2048,
         accelerator: str = "auto",
@@ -226,6 +227,10 @@ class UGE(TrainingDataMixin, GeneMapMixin, SampleMixin, ArithmeticMixin, Experim
         profile_weight, level_weight
             Weight in the reactome's features of how a gene differs between organs, and of its level, beside each change, which
             has weight 1 (ours). They count for what genes are alike.
+        translated
+            Share of the mini-batches of a species' samples that are shown as another species' (ours): with the values and the
+            labels that they have, and in place of each gene one that the model maps it to, drawn by its probability. It
+            has the transformer treat genes that do the same alike.
         n_tokens
             Genes of a species in a mini-batch of samples, drawn anew for each.
         genes_per_batch
@@ -283,6 +288,8 @@ class UGE(TrainingDataMixin, GeneMapMixin, SampleMixin, ArithmeticMixin, Experim
         for stage in ("genes", "samples"):
             if stage not in stages:
                 continue
+            if stage == "samples" and translated > 0:
+                options |= {"translated": translated, "counterparts": self._counterparts()}
             splitter = self._data_splitter_cls(
                 self.adata_manager, dataset, train, validation, species, stage == "samples", options, **loader_kwargs
             )

@@ -80,8 +80,9 @@ class UGEModule(BaseModuleClass):
         )
         n_species = len(self.genes.projections)
         self.sample_projections = nn.ModuleList(nn.Linear(n_hidden, n_latent) for _ in range(n_species))
-        for projection in self.sample_projections[1:]:  # the same for all species at first
-            projection.load_state_dict(self.sample_projections[0].state_dict())
+        for projection in self.sample_projections:  # a sample is at first where its genes are
+            nn.init.zeros_(projection.weight)
+            nn.init.zeros_(projection.bias)
         self.value_decoder = head(n_hidden, n_hidden, 1)
         self.sample_decoder = SampleDecoder(n_latent, n_hidden)
         self.organ_head = head(n_latent, n_hidden, n_organs)
@@ -129,8 +130,9 @@ class UGEModule(BaseModuleClass):
         """Representations of samples of one species in the shared space, and of their genes."""
         species = int(block[UGE_KEYS.SPECIES_KEY])
         vectors = self.genes(block[UGE_KEYS.TOKENS_KEY], species)
-        encoded = self.encoder(vectors, block[UGE_KEYS.VALUES_KEY], hidden, block.get(UGE_KEYS.CONDITIONS_KEY))
-        return self.sample_projections[species](encoded[:, 0]), encoded[:, 1:]
+        bins, conditions = block.get(UGE_KEYS.BINS_KEY), block.get(UGE_KEYS.CONDITIONS_KEY)
+        encoded, start = self.encoder(vectors, block[UGE_KEYS.VALUES_KEY], hidden, bins, conditions)
+        return start + self.sample_projections[species](encoded[:, 0]), encoded[:, 1:]
 
     @auto_move_data
     def decode(self, z: torch.Tensor, genes: torch.Tensor, species: int) -> torch.Tensor:
@@ -178,7 +180,7 @@ class UGEModule(BaseModuleClass):
         )
 
     def _sample_terms(self, samples, inference_outputs, generative_outputs) -> dict[str, torch.Tensor]:
-        values = [block[UGE_KEYS.TARGETS_KEY] for block in samples]
+        values = [block[UGE_KEYS.VALUES_KEY] for block in samples]
         hidden = inference_outputs["hidden"]
         masked = [
             (predicted - value)[at] if at is not None else (predicted - value).flatten()

@@ -85,8 +85,8 @@ class ReactomeHead(nn.Module):
 class SampleEncoder(nn.Module):
     r"""Transformer over the genes of a sample; no order of genes.
 
-    The sample's own token starts from :math:`\sum_g x_{ig} z_g / \sqrt{M}` (ours), the values on the gene vectors: genes that do the
-    same, of whatever species, move it in the same way.
+    The sample's own token starts from :math:`u_i = \frac{\sqrt{M}}{|V_i|} \sum_{g \in V_i} x_{ig} z_g` (ours), the values that are
+    shown on the vectors of their genes: genes that do the same, of whatever species, move it in the same way.
 
     Parameters
     ----------
@@ -138,40 +138,45 @@ class SampleEncoder(nn.Module):
         genes: torch.Tensor,
         values: torch.Tensor,
         hidden: torch.Tensor | None = None,
+        bins: torch.Tensor | None = None,
         conditions: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Representations of the sample, in the first place, and of its genes.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Representations of the sample, in the first place, and of its genes; and where the sample started from.
 
         Parameters
         ----------
         genes
             Gene vectors, shape ``(n_tokens, n_latent)``, the same for all samples.
         values
-            Values of the genes, shape ``(n_samples, n_tokens)``; with bins, their numbers.
+            Values of the genes, relative to their means, shape ``(n_samples, n_tokens)``.
         hidden
             Which values not to show, of the same shape.
+        bins
+            Numbers of the values' bins, of the same shape, where tokens have these.
         conditions
             Categories of conditions, shape ``(n_samples, n_conditions)``.
 
         Returns
         -------
-        Tensor of shape ``(n_samples, 1 + n_tokens, n_hidden)``.
+        Tensors of shape ``(n_samples, 1 + n_tokens, n_hidden)`` and :math:`u`, ``(n_samples, n_latent)``.
         """
-        encoded = self.value(values.unsqueeze(-1) if self.n_bins is None else values)
+        encoded = self.value(values.unsqueeze(-1) if self.n_bins is None else bins)
         if hidden is not None:
             encoded = torch.where(hidden.unsqueeze(-1), self.hidden_value, encoded)
         tokens = self.gene(genes) + encoded
         for i, embedding in enumerate(self.conditions):
             tokens = tokens + embedding(conditions[:, i]).unsqueeze(1)
-        shown = values.to(genes.dtype)
+        shown, n_shown = values.to(genes.dtype), values.shape[1]
         if hidden is not None:
             shown = shown.masked_fill(hidden, 0.0)
-        first = self.sample + self.pool(shown @ genes / shown.shape[1] ** 0.5)
-        return self.layers(torch.cat([first.unsqueeze(1), tokens], dim=1))
+            n_shown = (~hidden).sum(dim=1, keepdim=True).clamp(min=1)
+        start = shown @ genes * values.shape[1] ** 0.5 / n_shown
+        first = self.sample + self.pool(start)
+        return self.layers(torch.cat([first.unsqueeze(1), tokens], dim=1)), start
 
 
 class SampleDecoder(nn.Module):
-    r"""Value of any gene in a sample from the sample's vector, :math:`\hat x_{ig} = q(z_g)^\top W s_i + r(z_g)`.
+    r"""Value of any gene in a sample from the sample's vector, :math:`\hat x_{ig} = (A z_g + q(z_g))^\top W s_i + r(z_g)`.
 
     Parameters
     ----------
@@ -181,12 +186,13 @@ class SampleDecoder(nn.Module):
 
     def __init__(self, n_latent: int, n_hidden: int):
         super().__init__()
+        self.linear = nn.Linear(n_latent, n_hidden + 1)
         self.query = nn.Sequential(nn.Linear(n_latent, n_hidden), nn.GELU(), nn.Linear(n_hidden, n_hidden + 1))
         self.key = nn.Linear(n_latent, n_hidden, bias=False)
 
     def forward(self, genes: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
         """Values, shape ``(n_samples, n_genes)``."""
-        query = self.query(genes)
+        query = self.linear(genes) + self.query(genes)
         return self.key(samples) @ query[:, :-1].T / query.shape[1] ** 0.5 + query[:, -1]
 
 

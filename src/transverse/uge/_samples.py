@@ -126,8 +126,10 @@ class SampleMixin:
         block = {
             UGE_KEYS.SPECIES_KEY: torch.tensor(species),
             UGE_KEYS.TOKENS_KEY: torch.from_numpy(tokens),
-            UGE_KEYS.VALUES_KEY: x - centers if n_bins is None else bin_values(x, n_bins),
+            UGE_KEYS.VALUES_KEY: x - centers,
         }
+        if n_bins is not None:
+            block[UGE_KEYS.BINS_KEY] = bin_values(x, n_bins)
         if len(self.module.encoder.conditions):  # those of new samples are not known
             sizes = [embedding.num_embeddings for embedding in self.module.encoder.conditions]
             block[UGE_KEYS.CONDITIONS_KEY] = torch.tensor(sizes).sub(1).expand(len(x), -1)
