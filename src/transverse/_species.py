@@ -10,7 +10,9 @@ from mudata import MuData
 from ._validation import check_obs_key, check_unique_var_names, examples
 
 
-def species_blocks(adata: AnnData | MuData | Mapping[str, AnnData], species_key: str) -> dict[str, AnnData]:
+def species_blocks(
+    adata: AnnData | MuData | Mapping[str, AnnData], species_key: str, genes_suffice: bool = False
+) -> dict[str, AnnData]:
     """Samples and genes of each species.
 
     Parameters
@@ -20,6 +22,8 @@ def species_blocks(adata: AnnData | MuData | Mapping[str, AnnData], species_key:
         in ``var``.
     species_key
         Column that names the species of a sample and of a gene.
+    genes_suffice
+        Whether stacked data may have genes of a species that there are no samples of.
     """
     if isinstance(adata, MuData):
         adata = dict(adata.mod)
@@ -42,7 +46,9 @@ def species_blocks(adata: AnnData | MuData | Mapping[str, AnnData], species_key:
                     f"adata.{axis}[{species_key!r}] (species_key) is missing for {int(missing.sum())}: "
                     f"{examples(names[missing])}."
                 )
-        only = set(of_sample.astype(str)) ^ set(of_gene.astype(str))
+        only = set(of_sample.astype(str)) - set(of_gene.astype(str))
+        if not genes_suffice:
+            only |= set(of_gene.astype(str)) - set(of_sample.astype(str))
         if only:
             raise ValueError(
                 f"adata.obs[{species_key!r}] and adata.var[{species_key!r}] must name the same species, but these are in "

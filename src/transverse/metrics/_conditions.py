@@ -21,8 +21,8 @@ Cells = AnnData | np.ndarray | sp.spmatrix | sp.sparray | pd.DataFrame | pd.Seri
 
 START = "control"
 """Layer of a prediction that holds the expression of the control cells it starts from."""
-CONTROL_CELL = "control_cell"
-"""Column of a prediction's ``obs`` with the names of those cells."""
+CONTROL_NAMES = ("control_cell", "control_sample")
+"""Columns of a prediction's ``obs`` that may hold the names of those cells, or samples."""
 
 
 class Score(NamedTuple):
@@ -222,7 +222,7 @@ ADVICE = (
 
 
 def _refuse_shared_names(pred: AnnData, control: AnnData, pred_control: AnnData | None) -> None:
-    used = pd.Index(pred.obs[CONTROL_CELL].astype(str)) if CONTROL_CELL in pred.obs else pd.Index([])
+    used = pd.Index([name for key in CONTROL_NAMES if key in pred.obs for name in pred.obs[key].astype(str)])
     # names that are numbers from 0 tell nothing
     if pred_control is not None and not pred_control.obs_names.equals(pd.RangeIndex(pred_control.n_obs).astype(str)):
         used = used.append(pred_control.obs_names)

@@ -83,7 +83,7 @@ def gene_map_scores(
         _check_positive(length, "k")
     if not lengths:
         raise ValueError("k must name at least one length, but is empty.")
-    pairs = _true_pairs(truth)
+    pairs = true_pairs(truth)
     sources = pd.Index(pairs["source"].unique())
     lists = _gene_lists(genes, sources)
     if isinstance(gene_map, pd.DataFrame) and {"source", "target"} & set(gene_map.columns):
@@ -131,7 +131,7 @@ def _check_positive(value: int, name: str) -> None:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
 
 
-def _true_pairs(truth: object) -> pd.DataFrame:
+def true_pairs(truth: object) -> pd.DataFrame:
     """Each true pair once, as columns ``source`` and ``target``."""
     if isinstance(truth, pd.DataFrame):
         if missing := [column for column in ("source", "target") if column not in truth]:

@@ -12,6 +12,8 @@ import pandas as pd
 import scanpy as sc
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, Stroke
 
 # Nine colours that most colour-blind readers can tell apart (seaborn's "colorblind" without its grey).
 COLORS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #56b4e9 #ca9161 #ece133 #fbafe4".split()
@@ -99,10 +101,22 @@ def draw_matrix(
     ax.grid(which="minor", color="white", linewidth=0.8)
     ax.tick_params(which="minor", length=0)
     if texts is not None:
-        dark = image.to_rgba(values)[..., :3] @ (0.299, 0.587, 0.114) < 0.5
+        rgba = image.to_rgba(values)
+        alpha = rgba[..., 3]  # of missing values nothing is drawn
+        dark = alpha * (rgba[..., :3] @ (0.299, 0.587, 0.114)) + 1 - alpha < 0.5
         for (i, j), is_dark in np.ndenumerate(dark):
             ax.text(j, i, texts[i][j], ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
     ax.figure.colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.03)
+
+
+def mark_cell(ax: Axes, i: int, j: int, *, bold: bool = True) -> None:
+    """A border within the cell in row ``i`` and column ``j`` of a matrix, seen on dark cells, too."""
+    width, inset = (2.0, 0.07) if bold else (0.8, 0.05)
+    border = Rectangle(
+        (j - 0.5 + inset, i - 0.5 + inset), 1 - 2 * inset, 1 - 2 * inset, fill=False, edgecolor="black", linewidth=width
+    )
+    border.set_path_effects([Stroke(linewidth=width + 1.6, foreground="white"), Normal()])
+    ax.add_patch(border)
 
 
 def short_names(names: Iterable[str], n: int = 16) -> list[str]:

@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 from transverse._validation import examples
 
 from ._figure import draw_matrix, finish, matrix_size, panels
-from ._tables import align, in_order
+from ._tables import align, label_order
 
 _NONE = "none"
 _SCALE = {"true": "% of the true label", "pred": "% of the predicted label", "all": "% of all cells", None: "cells"}
@@ -72,7 +72,7 @@ def label_confusion(
     predicted, truth = align(predicted, truth, ("predicted", "truth"))
     if (missing := truth.isna()).any():
         raise ValueError(f"truth is missing for {missing.sum()} cells: {examples(truth.index[missing])}.")
-    predicted_order, truth_order = _order(predicted), _order(truth)
+    predicted_order, truth_order = label_order(predicted), label_order(truth)
     if predicted.isna().any():
         if _NONE in {*predicted_order, *truth_order}:
             raise ValueError(f"predicted has missing labels, which would be counted as {_NONE!r}, but that is a label.")
@@ -94,12 +94,6 @@ def label_confusion(
     panel.set(xlabel="predicted label", ylabel="true label")
     finish([panel], ax, show, save)
     return panel
-
-
-def _order(labels: pd.Series) -> list[str]:
-    """Labels that occur, as strings: categories in their order, others sorted."""
-    labels = labels if isinstance(labels.dtype, pd.CategoricalDtype) else labels.astype("category")
-    return [str(label) for label in in_order(labels)]
 
 
 def _text(value: float, normalize: str | None) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from transverse._validation import examples
 from transverse.metrics._conditions import Cells, conditions
 from transverse.metrics._response import score_conditions, top_changes, top_sizes
 
@@ -17,6 +18,15 @@ from ._predictions import Names, choose_predictions, condition_names
 from ._scatter import draw_against_truth, name_genes, scatter_legend, spread_of
 
 Of = Literal["change", "expression"]
+
+_SCORES = {
+    "r2": "R²",
+    "explained_variance": "explained variance",
+    "pearson": "Pearson",
+    "squared_pearson": "Pearson²",
+    "spearman": "Spearman",
+    "rmse": "RMSE",
+}
 
 
 def prediction_scatter(
@@ -29,6 +39,7 @@ def prediction_scatter(
     context: Names = None,
     n_top: int | None = 50,
     n_names: int = 10,
+    scores: str | Sequence[str] = ("r2", "pearson"),
     pred_control: Cells | None = None,
     perturbation_key: str = "perturbation",
     context_key: str | None = "cell_type",
@@ -43,8 +54,8 @@ def prediction_scatter(
 ) -> list[Axes]:
     """Predicted against true mean of every gene, a panel for each condition.
 
-    Titles give R² and the Pearson correlation over all genes, and over those of the largest true change, which are in
-    colour: the scores of :func:`transverse.metrics.response_scores`. On the dashed line a prediction is right. Of
+    Titles give scores over all genes, and over those of the largest true change, which are in colour: those of
+    :func:`transverse.metrics.response_scores`, by default R² and the Pearson correlation. On the dashed line a prediction is right. Of
     expression nearly all predictions look good, since cells of a context resemble each other: look at the change.
 
     Parameters
@@ -61,6 +72,10 @@ def prediction_scatter(
         and more genes than that.
     n_names
         How many of the genes with the largest true absolute change to name. Needs controls.
+    scores
+        What titles give: ``"r2"`` (of determination: 1 minus the error's share of the variance), ``"explained_variance"``,
+        ``"pearson"``, ``"squared_pearson"``, ``"spearman"`` or ``"rmse"``. The square of the Pearson correlation, which
+        :cite:t:`Belgadi2024` report, does not see a change that is too small throughout, nor one of the wrong sign.
     max_panels
         More conditions than that are refused.
     ncols
@@ -82,8 +97,8 @@ def prediction_scatter(
     KeyError
         If a column, a layer, a perturbation or a context is missing.
     ValueError
-        If genes, conditions or controls are missing, values are not finite, control cells that predict also score, there
-        are more conditions than ``max_panels``, or not as many axes as conditions.
+        If genes, conditions or controls are missing, values are not finite, control cells that predict also score, a score
+        is not known, there are more conditions than ``max_panels``, or not as many axes as conditions.
     TypeError
         If arrays and AnnData are mixed.
 
@@ -91,6 +106,14 @@ def prediction_scatter(
     --------
     >>> pred = model.predict("TGFBR2", context="T98G")  # doctest: +SKIP
     >>> axes = tv.pl.prediction_scatter(test, pred, test_controls)  # doctest: +SKIP
+
+    Predictions of bulk samples of a species, the drug for the perturbation and the organ for the context:
+
+    >>> pred = model.predict("rat", "liver", "drug A")  # doctest: +SKIP
+    >>> keys = {"perturbation_key": "drug", "context_key": "organ"}  # doctest: +SKIP
+    >>> axes = tv.pl.prediction_scatter(  # doctest: +SKIP
+    ...     rat[rat.obs["drug"] != "control"], pred, test_controls, scores=["r2", "squared_pearson"], **keys
+    ... )
     """
     of = ("expression" if control is None else "change") if of is None else of
     if of not in get_args(Of):
@@ -100,16 +123,20 @@ def prediction_scatter(
     if n_names < 0:
         raise ValueError(f"n_names={n_names} must not be negative.")
     top_sizes(n_top)
+    scores = [scores] if isinstance(scores, str) else list(dict.fromkeys(scores))
+    if not scores or (unknown := [name for name in scores if name not in _SCORES]):
+        found = f"{examples(unknown)} is not known" if scores else "it is empty"
+        raise ValueError(f"scores must be of {', '.join(_SCORES)}, but {found}.")
     keys = {"perturbation_key": perturbation_key, "context_key": context_key}
     pred = choose_predictions(pred, perturbation, context, **keys, at_most=max_panels)
     options = {"layer": layer, "allow_shared_controls": allow_shared_controls, "seed": seed}
     data = conditions(truth, pred, control, pred_control, **keys, **options)
-    scores = score_conditions(data, n_top=n_top)
-    scores = scores[scores["of"] == of]
+    table = score_conditions(data, n_top=n_top)
+    table = table[table["of"] == of]
     spread = spread_of(pred, data.var_names, data.keys)
 
     x, y = (data.change, data.pred_change) if of == "change" else (data.truth.mean, data.pred.mean)
-    has_top = scores["genes"].nunique() > 1
+    has_top = table["genes"].nunique() > 1
     order = np.empty((len(x), 0), dtype=int) if control is None else top_changes(data.change, x.shape[1])
     top, named = order[:, : n_top if has_top else 0], order[:, :n_names]
     names = condition_names(data.keys)
@@ -119,7 +146,7 @@ def prediction_scatter(
         draw_against_truth(panel, x[i], y[i], top[i], own, lines=of == "change")
         panel.set(xlabel=f"true mean {of}", ylabel=f"predicted mean {of}")
         title = [names[i]] if names[i] else []
-        panel.set_title("\n".join([*title, *_score_lines(scores, i)]), fontsize="medium")
+        panel.set_title("\n".join([*title, *_score_lines(table, scores, i)]), fontsize="medium")
     if ax is None:
         scatter_legend(axes, top=f"top {n_top} by true change" if has_top else None)
     fit_titles(axes)
@@ -128,13 +155,15 @@ def prediction_scatter(
     return axes
 
 
-def _score_lines(scores: pd.DataFrame, i: int) -> list[str]:
+def _score_lines(table: pd.DataFrame, scores: Sequence[str], i: int) -> list[str]:
     """A line for each set of genes with the scores of condition ``i``."""
     lines = []
-    for genes in scores["genes"].unique():
-        r2, pearson = (
-            scores.loc[(scores["genes"] == genes) & (scores["metric"] == metric), "value"].to_numpy()[i]
-            for metric in ("r2", "pearson")
-        )
-        lines.append(f"{genes} genes: R² {r2:z.2f}, Pearson {pearson:z.2f}")
+    for genes in table["genes"].unique():
+        written = []
+        for name in scores:
+            is_square = name == "squared_pearson"
+            own = (table["genes"] == genes) & (table["metric"] == ("pearson" if is_square else name))
+            value = table.loc[own, "value"].to_numpy()[i]
+            written.append(f"{_SCORES[name]} {value**2 if is_square else value:z.2f}")
+        lines.append(f"{genes} genes: {', '.join(written)}")
     return lines

@@ -5,10 +5,8 @@ from os import PathLike
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import Normal, Stroke
 
-from ._figure import draw_matrix, finish, matrix_size, panels
+from ._figure import draw_matrix, finish, mark_cell, matrix_size, panels
 from ._tables import check_table
 
 _MOST_WITH_NUMBERS = 15
@@ -71,7 +69,7 @@ def similarity_heatmap(
     for i, row in enumerate(values):
         order = np.argsort(-row, kind="stable")[:mark_top]  # missing ones are sorted to the end
         for rank, j in enumerate(order[~np.isnan(row[order])]):
-            _mark(panel, i, j, best=rank == 0)
+            mark_cell(panel, i, j, bold=rank == 0)
             if texts is not None and rank == 0:
                 panel.texts[i * matrix.shape[1] + j].set_fontweight("bold")
     panel.set(xlabel="context type", ylabel="target type")
@@ -84,12 +82,3 @@ def _texts(values: np.ndarray) -> list[list[str]]:
     largest = np.nanmax(np.abs(values))
     decimals = int(np.clip(np.ceil(1.5 - np.log10(largest)), 0, 4)) if largest > 0 else 0
     return [["" if np.isnan(value) else f"{value:z.{decimals}f}" for value in row] for row in values]
-
-
-def _mark(panel: Axes, i: int, j: int, *, best: bool) -> None:
-    width, inset = (2.0, 0.07) if best else (0.8, 0.05)
-    border = Rectangle(
-        (j - 0.5 + inset, i - 0.5 + inset), 1 - 2 * inset, 1 - 2 * inset, fill=False, edgecolor="black", linewidth=width
-    )
-    border.set_path_effects([Stroke(linewidth=width + 1.6, foreground="white"), Normal()])  # seen on dark cells, too
-    panel.add_patch(border)

@@ -11,14 +11,18 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba_array
 
+from transverse._validation import examples
+
 from ._figure import GREY, MISSING, category_colors, check_axes, finish, panels
+from ._tables import check_no_missing, in_order
 
 
 def species_umap(
-    adatas: Mapping[str, AnnData],
+    adatas: Mapping[str, AnnData] | AnnData,
     color: str | Mapping[str, str],
     *,
     use_rep: str = "X_scSpecies",
+    species_key: str | None = "species",
     palette: str | Sequence[str] | Mapping[str, str] | None = None,
     size: float | None = None,
     random_state: int = 0,
@@ -28,16 +32,21 @@ def species_umap(
 ) -> list[Axes]:
     """One UMAP of several species, a panel for each, with shared coordinates and colours.
 
-    Each panel shows the cells of its species in colour over those of all others in grey.
+    Each panel shows the cells of its species in colour over those of all others in grey. Samples, or genes, of several
+    species can be drawn as well.
 
     Parameters
     ----------
     adatas
-        Species names and their data, with a representation in one common space.
+        Species names and their data, with a representation in one common space. Or one object with all of them, such as
+        :func:`transverse.pp.stack_species` returns.
     color
         Column of ``.obs`` with categories to colour by, or a column for each species.
     use_rep
         Key of ``.obsm`` with the common representation, of shape ``(n_cells, n_latent)``.
+    species_key
+        Of one object with all species: the column of ``.obs`` that tells them apart, or None to draw all in one panel. Not
+        used otherwise.
     palette
         Colours of the categories: a mapping, a list, or the name of a colormap. By default nine that colour-blind
         readers can tell apart, and scanpy's for more categories; ``"unknown"`` and missing labels are dark grey.
@@ -61,13 +70,23 @@ def species_umap(
     KeyError
         If a representation, a column or the colour of a category is missing.
     ValueError
-        If there are no species, a column holds numbers and not categories, the representations differ in width, or
+        If there are no cells, the species of a cell is missing, a column holds numbers and not categories, the representations differ in width, or
         there are not as many axes as species.
 
     Examples
     --------
     >>> axes = tv.pl.species_umap({"mouse": mouse, "human": human}, color="cell_type")  # doctest: +SKIP
+
+    Samples of a stack, those of each species by their organ, and all in one panel by their species:
+
+    >>> adata.obsm["X_UGE"] = model.get_latent_representation()  # doctest: +SKIP
+    >>> axes = tv.pl.species_umap(adata, "organ", use_rep="X_UGE")  # doctest: +SKIP
+    >>> axes = tv.pl.species_umap(adata, "species", use_rep="X_UGE", species_key=None)  # doctest: +SKIP
     """
+    titles = True
+    if isinstance(adatas, AnnData):
+        titles = species_key is not None
+        adatas = _by_species(adatas, species_key)
     labels = _checked_labels(adatas, color, use_rep)
     categories = list(dict.fromkeys(c for column in labels.values() for c in column.cat.categories))
     colors = category_colors(categories, palette)
@@ -88,7 +107,7 @@ def species_umap(
         # in a random order, so that no category hides the others
         order = np.random.default_rng(random_state).permutation(np.flatnonzero(own))
         panel.scatter(*xy[order].T, s=size, c=point_colors[order], linewidths=0, rasterized=True)
-        panel.set(title=name, xlabel="UMAP1", ylabel="UMAP2", xticks=[], yticks=[])
+        panel.set(title=name if titles else "", xlabel="UMAP1", ylabel="UMAP2", xticks=[], yticks=[])
     handles = [plt.Line2D([], [], marker="o", linestyle="", color=colors[c], label=c) for c in categories]
     # columns of at most 16 rows, so that the legend is no taller than the panel
     axes[-1].legend(
@@ -96,6 +115,19 @@ def species_umap(
     )
     finish(axes, ax, show, save)
     return axes
+
+
+def _by_species(adata: AnnData, species_key: str | None) -> dict[str, AnnData]:
+    """The cells of each species; raises where it is missing."""
+    if adata.n_obs == 0:
+        raise ValueError("adatas has no cells.")
+    if species_key is None:
+        return {"adatas": adata}
+    if species_key not in adata.obs:
+        raise KeyError(f"species_key={species_key!r} is not in adatas.obs. Columns: {examples(adata.obs.columns, 20)}.")
+    check_no_missing(adata.obs, species_key, "adatas.obs")
+    of_cell = adata.obs[species_key]
+    return {str(name): adata[(of_cell == name).to_numpy(dtype=bool)] for name in in_order(of_cell)}
 
 
 def _checked_labels(

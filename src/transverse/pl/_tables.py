@@ -33,6 +33,12 @@ def in_order(values: pd.Series) -> list:
     return list(values.dropna().unique())
 
 
+def label_order(labels: pd.Series) -> list[str]:
+    """Labels that occur, as strings: categories in their order, others sorted."""
+    labels = labels if isinstance(labels.dtype, pd.CategoricalDtype) else labels.astype("category")
+    return list(dict.fromkeys(str(label) for label in in_order(labels)))
+
+
 def choose(wanted: str | Sequence[str] | None, known: Sequence[str], argument: str, where: str = "the table") -> list:
     """What is ``wanted``, all that is ``known`` if that is None; raises where it is not known."""
     if wanted is None:

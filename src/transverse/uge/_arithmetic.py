@@ -89,7 +89,7 @@ class ArithmeticMixin:
             raise ValueError(
                 "The model was loaded without data: load it with the training data, which predictions start from."
             )
-        leak = bool(self.is_measured_[s, o, k - 1])
+        leak = (str(species), str(organ), str(drug)) in set(self.training_conditions_)
         if leak and not allow_leak:
             raise ValueError(
                 f"The model was trained on {species!r}, {organ!r}, {drug!r}: the prediction would be shown the answer. Leave its "
@@ -173,7 +173,7 @@ class ArithmeticMixin:
             {arguments["species_key"]: pd.Categorical(of_gene)},
             index=pd.Index(np.array(self.var_names_, dtype=object)[genes], dtype=object),
         )
-        measured = self.features_[genes, :n] * np.float32(self.change_scale_)
+        measured = self.features_[genes, :n] * np.float32(self.units_.change)
         return AnnData(predicted.astype(np.float32), obs=obs, var=var, layers={"measured": measured})
 
     def impute(self, adata: AnnData, species: str, batch_size: int = 64) -> AnnData:
@@ -221,13 +221,7 @@ class ArithmeticMixin:
 
     def _training_samples(self) -> pd.DataFrame:
         """Species, organ and drug of the training samples, by their positions."""
-        table = pd.DataFrame(
-            {
-                "species": self._names(UGE_KEYS.SPECIES_KEY),
-                "organ": self._names(UGE_KEYS.ORGAN_KEY),
-                "drug": self._drug_names(),
-            }
-        )
+        table = pd.DataFrame(dict(zip(("species", "organ", "drug"), self._condition_names(), strict=True)))
         return table[self.adata.obs_names.isin(self.training_samples_)]
 
     def _sources(self, table: pd.DataFrame, species: str, drug: str, source: str | None) -> list[str]:
@@ -246,7 +240,8 @@ class ArithmeticMixin:
     def _moved(self, table, controls, species, organ, drug, sources, via, batch_size) -> tuple[np.ndarray, np.ndarray]:
         """Representations of control samples, and where the arithmetic takes them."""
         control = self.drugs_[0]
-        all_z = self.get_latent_representation(self.adata[table.index.to_numpy()].copy(), batch_size)
+        table = table[table["drug"].isin([control, drug]) & table["species"].isin([species, *sources])]
+        all_z = self._latent(self.adata, table.index.to_numpy(), batch_size)
         means = {
             condition: all_z[rows].mean(axis=0)
             for condition, rows in table.reset_index(drop=True).groupby(["species", "organ", "drug"]).indices.items()
@@ -279,7 +274,7 @@ class ArithmeticMixin:
         """Changes on the scale of the data, (genes, organs, drugs)."""
         n_organs, n_drugs = len(self.organs_), len(self.drugs_) - 1
         features = self._predicted_features(species)[:, : n_organs * n_drugs]
-        return features.reshape(-1, n_organs, n_drugs) * self.change_scale_
+        return features.reshape(-1, n_organs, n_drugs) * self.units_.change
 
     @torch.inference_mode()
     def _decoded(self, z: np.ndarray, genes: np.ndarray, species: int, batch_size: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from ._arithmetic import ArithmeticMixin
 from ._batches import BatchDataset, BatchSplitter
 from ._constants import PRESETS, UGE_KEYS
 from ._experiments import ExperimentMixin
+from ._extension import ExtensionMixin
 from ._gene_map import GeneMapMixin
 from ._module import LOSSES, UGEModule
 from ._samples import SampleMixin
@@ -32,7 +33,9 @@ logger = logging.getLogger(__name__)
 StageName = Literal["genes", "samples"]
 
 
-class UGE(TrainingDataMixin, GeneMapMixin, SampleMixin, ArithmeticMixin, ExperimentMixin, GeneAlignedModel):
+class UGE(
+    TrainingDataMixin, GeneMapMixin, SampleMixin, ArithmeticMixin, ExperimentMixin, ExtensionMixin, GeneAlignedModel
+):
     r"""UGE :cite:p:`Belgadi2024`: genes and samples of several species in one space, by how genes respond to drugs.
 
     Every gene of every species has a vector of its own in a shared space; a head that all species share tells from it what the gene
@@ -60,7 +63,7 @@ class UGE(TrainingDataMixin, GeneMapMixin, SampleMixin, ArithmeticMixin, Experim
         Columns of the setup whose category is a token as well: ``"organ"``, ``"drug"``. None by default: a condition that is
         shown cannot be predicted, and what a drug does is to be seen in the values.
     weights
-        Weights of the terms of the loss, see :meth:`~transverse.uge.UGEModule.loss`; by default 1.
+        Weights of the terms of the loss, see :meth:`~transverse.uge.UGEModule.loss`; by default 1, but 0.1 of ``"map"``.
     gene_species
         Number of the species of every gene; from ``adata`` where there is one.
     **kwargs
@@ -116,6 +119,7 @@ class UGE(TrainingDataMixin, GeneMapMixin, SampleMixin, ArithmeticMixin, Experim
             weights=dict(weights or {}),
             **{**PRESETS[preset], **kwargs},
         )
+        self.reference_ = None
         self.var_names_ = [str(name) for name in self.get_var_names()]
         self._model_summary_string = (
             f"UGE model: {len(self.var_names_)} genes of {examples(self.species_)}, {len(self.organs_)} organs, "
@@ -174,15 +178,22 @@ class UGE(TrainingDataMixin, GeneMapMixin, SampleMixin, ArithmeticMixin, Experim
             "animal_key": animal_key,
         }
         check_columns(adata, {argument: [key] for argument, key in keys.items() if key is not None})
-        _check_species(adata, species_key, drug_key, str(control))
+        if "source_registry" not in kwargs:  # data like those of a model: what there must be was asked of these
+            _check_species(adata, species_key, drug_key, str(control))
         check_log_normalized(adata, layer)
-        fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
-            CategoricalObsField(UGE_KEYS.SPECIES_KEY, species_key),
-            CategoricalObsField(UGE_KEYS.ORGAN_KEY, organ_key),
-            CategoricalObsField(UGE_KEYS.DRUG_KEY, drug_key),
-            CategoricalObsField(UGE_KEYS.ANIMAL_KEY, animal_key),
-        ]
+        cls._register(adata, setup_method_args, **kwargs)
+
+    @classmethod
+    def _register(cls, adata: AnnData, setup_method_args: dict, **kwargs) -> None:
+        arguments = setup_method_args["setup_args"]
+        columns = {
+            UGE_KEYS.SPECIES_KEY: "species_key",
+            UGE_KEYS.ORGAN_KEY: "organ_key",
+            UGE_KEYS.DRUG_KEY: "drug_key",
+            UGE_KEYS.ANIMAL_KEY: "animal_key",
+        }
+        fields = [LayerField(REGISTRY_KEYS.X_KEY, arguments["layer"], is_count_data=False)]
+        fields += [CategoricalObsField(name, arguments[argument]) for name, argument in columns.items()]
         adata_manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         adata_manager.register_fields(adata, **kwargs)
         cls.register_manager(adata_manager)
@@ -197,7 +208,7 @@ class UGE(TrainingDataMixin, GeneMapMixin, SampleMixin, ArithmeticMixin, Experim
         profile_weight: float = 0.8,
         level_weight: float = 2.5,
         translated: float = 0.5,
-        n_tokens: int = 1200,
+        n_tokens: int = 256,
         genes_per_batch: int = 2048,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
@@ -268,6 +279,7 @@ class UGE(TrainingDataMixin, GeneMapMixin, SampleMixin, ArithmeticMixin, Experim
             loader_kwargs, hold_out, train_size, validation_size, shuffle_set_split, early_stopping
         )
         self._fit_features(train, profile_weight, level_weight)
+        self._remember(train)
         self.training_samples_ = self.adata.obs_names[train].tolist()
         species = self.adata_manager.get_from_registry(UGE_KEYS.SPECIES_KEY).ravel().astype(int)
         dataset = BatchDataset(
@@ -299,7 +311,10 @@ class UGE(TrainingDataMixin, GeneMapMixin, SampleMixin, ArithmeticMixin, Experim
                 callbacks.append(KeepBest())
                 stage_kwargs |= {"early_stopping": True, "early_stopping_monitor": "validation_loss"}
                 stage_kwargs.setdefault("check_val_every_n_epoch", 1)
-            plan = {"lr": 1e-2, "warmup_share": 0.05} if stage == "genes" else {"lr": 5e-4, "gene_lr": 1e-3}
+            plan: dict = {"lr": 1e-2} if stage == "genes" else {"lr": 5e-4, "gene_lr": 1e-3}
+            hooks = [] if self.reference_ is None else self._freeze()
+            if hooks:  # weights decay without a gradient, too
+                plan["weight_decay"] = 0.0
             self.module.train()
             runner = self._train_runner_cls(
                 self,
@@ -311,7 +326,11 @@ class UGE(TrainingDataMixin, GeneMapMixin, SampleMixin, ArithmeticMixin, Experim
                 callbacks=callbacks,
                 **stage_kwargs,
             )
-            runner()
+            try:
+                runner()
+            finally:
+                for hook in hooks:
+                    hook.remove()
 
 
 def _check_species(adata: AnnData, species_key: str, drug_key: str | None, control: str) -> None:

@@ -37,10 +37,7 @@ class SampleMixin:
         """
         self._check_if_trained(warn=False)
         adata = self._samples(adata)
-        z = np.empty((adata.n_obs, self.module.genes.embedding.embedding_dim), dtype=np.float32)
-        for rows, block in self._blocks(adata, batch_size):
-            z[rows] = self._encoded(block)
-        return z
+        return self._latent(adata, np.arange(adata.n_obs), batch_size)
 
     def predict_labels(
         self, key: Literal["organ", "drug"] = "organ", adata: AnnData | None = None, batch_size: int = 64
@@ -103,8 +100,17 @@ class SampleMixin:
     def _layer(self) -> str | None:
         return registered_layer(self.adata_manager) if self.adata is not None else self.registry["setup_args"]["layer"]
 
-    def _blocks(self, adata: AnnData, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
-        """Positions of samples of one species, and what the encoder takes of them."""
+    def _latent(self, adata: AnnData, rows: np.ndarray, batch_size: int) -> np.ndarray:
+        """Representations of some samples, sorted."""
+        z = np.empty((len(rows), self.module.genes.embedding.embedding_dim), dtype=np.float32)
+        for at, block in self._blocks(adata, rows, batch_size):
+            z[at] = self._encoded(block)
+        return z
+
+    def _blocks(
+        self, adata: AnnData, of: np.ndarray, batch_size: int
+    ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+        """Places in ``of`` of samples of one species, and what the encoder takes of them."""
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1.")
         species = adata.obs[self.registry["setup_args"]["species_key"]].astype(str).to_numpy()
@@ -112,12 +118,12 @@ class SampleMixin:
         matrix = adata.X if self._layer is None else adata.layers[self._layer]
         for s, name in enumerate(self.species_):
             tokens = self.tokens_[s][where[self.tokens_[s]] >= 0]
-            rows = np.flatnonzero(species == name)
+            rows = np.flatnonzero(species[of] == name)
             if len(rows) and not len(tokens):
                 raise ValueError(f"adata has none of the genes of {name!r} that the model takes as tokens.")
             for start in range(0, len(rows), batch_size):
                 chosen = rows[start : start + batch_size]
-                x = torch.from_numpy(dense(matrix[chosen])[:, where[tokens]].astype(np.float32))
+                x = torch.from_numpy(dense(matrix[of[chosen]])[:, where[tokens]].astype(np.float32))
                 yield chosen, self._block(s, tokens, x)
 
     def _block(self, species: int, tokens: np.ndarray, x: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pandas as pd
 from scvi import settings
@@ -29,9 +31,7 @@ class TrainingDataMixin:
         self, kwargs, hold_out, train_size, validation_size, shuffle, validates
     ) -> tuple[np.ndarray, np.ndarray]:
         rows = np.arange(self.adata.n_obs)
-        conditions = pd.MultiIndex.from_arrays(
-            [self._names(k) for k in (UGE_KEYS.SPECIES_KEY, UGE_KEYS.ORGAN_KEY)] + [self._drug_names()]
-        )
+        conditions = pd.MultiIndex.from_arrays(self._condition_names())
         out = np.zeros(len(rows), dtype=bool)
         for condition in hold_out:
             here = conditions.isin([tuple(map(str, condition))])
@@ -69,22 +69,42 @@ class TrainingDataMixin:
         samples[train] = True
         samples &= np.isin(organs, self.organs_) & np.isin(drugs, self.drugs_)
         keys = ("species_key", "organ_key", "drug_key", "animal_key")
+        reference = self.reference_
         found = gene_features(
             self.adata,
             self._gene_species,
             self.species_,
             self.organs_,
             self.drugs_[1:],
-            **{key: arguments[key] for key in keys},
+            **{key: arguments[key] for key in ("species_key", "organ_key", "drug_key", "animal_key")},
             control=self.drugs_[0],
             layer=registered_layer(self.adata_manager),
             samples=samples,
             profile_weight=profile_weight,
             level_weight=level_weight,
+            units=None if reference is None else copy.deepcopy(reference.units),
         )
-        self.features_, self.change_scale_ = found.values, found.change_scale
-        self.control_means_, self.gene_means_ = found.control, found.mean
-        self.is_measured_ = found.is_measured
+        values, mean, measured = found.values, found.mean, found.is_measured
+        if reference is not None:
+            values, mean, measured = reference.completed(values, mean, measured)
+        known = [name for s, name in enumerate(self.species_) if not np.isnan(mean[self._gene_species == s]).all()]
+        if unknown := [name for name in self.species_ if name not in known]:
+            raise ValueError(
+                f"The training has no control samples of a known organ of {examples(unknown)}: nothing tells what its genes "
+                f"do. Label some ({arguments['organ_key']!r}, {arguments['drug_key']!r})."
+            )
+        self.features_, self.gene_means_, self.is_measured_, self.units_ = values, mean, measured, found.units
+
+    def _remember(self, train: np.ndarray) -> None:
+        """The conditions that are trained on, whether or not they are in an average."""
+        conditions = set(zip(*(names[train] for names in self._condition_names()), strict=True))
+        if self.reference_ is not None:
+            conditions |= set(self.reference_.conditions)
+        self.training_conditions_ = sorted(conditions)
+
+    def _condition_names(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Species, organ and drug of every sample."""
+        return self._names(UGE_KEYS.SPECIES_KEY), self._names(UGE_KEYS.ORGAN_KEY), self._drug_names()
 
     def _labels(self, label_species) -> dict[str, np.ndarray]:
         wanted = (
@@ -122,11 +142,14 @@ class TrainingDataMixin:
         profiles = group_profiles(
             self.adata, [self.registry["setup_args"]["species_key"]], registered_layer(self.adata_manager), train
         )
+        there = profiles.keys.iloc[:, 0].tolist()
         tokens = []
         for s, name in enumerate(self.species_):
             own = np.flatnonzero(self._gene_species == s)
-            variance = profiles.variance[profiles.keys.iloc[:, 0].tolist().index(name)][own]
-            keep = own if n_top is None else own[np.sort(np.argsort(-variance, kind="stable")[:n_top])]
-            tokens.append(keep)
+            if name not in there:  # genes of a model that this one extends
+                tokens.append(self.reference_.tokens[s])
+                continue
+            variance = profiles.variance[there.index(name)][own]
+            tokens.append(own if n_top is None else own[np.sort(np.argsort(-variance, kind="stable")[:n_top])])
         self.tokens_ = tokens
         return tokens
