@@ -6,6 +6,7 @@ from . import baselines, datasets, metrics, pl, pp, tl
 from ._benchmark import benchmark
 from .deepcellstate import DeepCellState
 from .scspecies import ScSpecies
+from .uge import UGE
 from .xtransfercdr import XTransferCDR
 
 __version__ = version("transverse")
@@ -13,6 +14,7 @@ __version__ = version("transverse")
 __all__ = [
     "DeepCellState",
     "ScSpecies",
+    "UGE",
     "XTransferCDR",
     "baselines",
     "benchmark",

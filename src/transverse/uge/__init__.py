@@ -2,7 +2,7 @@
 
 from ._constants import PRESETS
 from ._model import UGE
-from ._module import UGEModule
+from ._module import LOSSES, UGEModule
 from ._training_plan import UGETrainingPlan
 
-__all__ = ["PRESETS", "UGE", "UGEModule", "UGETrainingPlan"]
+__all__ = ["LOSSES", "PRESETS", "UGE", "UGEModule", "UGETrainingPlan"]

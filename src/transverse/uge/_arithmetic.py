@@ -12,8 +12,6 @@ from anndata import AnnData
 from transverse._groups import dense
 from transverse._validation import examples
 
-from ._constants import UGE_KEYS
-
 Via = Literal["reactome", "A", "B", "C"]
 
 

@@ -68,7 +68,6 @@ class TrainingDataMixin:
         samples = np.zeros(self.adata.n_obs, dtype=bool)
         samples[train] = True
         samples &= np.isin(organs, self.organs_) & np.isin(drugs, self.drugs_)
-        keys = ("species_key", "organ_key", "drug_key", "animal_key")
         reference = self.reference_
         found = gene_features(
             self.adata,
