@@ -159,7 +159,7 @@ def labels(sim: Simulation, model: tv.UGE) -> list[dict]:
         predicted["majority"] = np.full(len(truth), pd.Series(known).mode()[0])
         maps = {"counterparts known": counterpart, "symbols": symbol, "genes as UGE maps them": best}
         for name, genes in maps.items():
-            x, y = (np.asarray(a.X) for a in (sim.mouse, query[:, genes.to_numpy()]))
+            x, y = sim.mouse.X, query.to_df()[genes].to_numpy()
             x, y = x - x.mean(axis=0), y - np.asarray(sim.rat[:, genes.to_numpy()].X).mean(axis=0)
             vote = KNeighborsClassifier(15, metric="correlation").fit(x, known)
             predicted[f"15 neighbours, {name}"] = vote.predict(y)
@@ -197,7 +197,7 @@ def changes(sim: Simulation, model: tv.UGE) -> list[dict]:
             "shift of the mouse, as UGE maps genes": theirs[best.to_numpy()].to_numpy(),
             "shift of the mouse, counterparts known": theirs[source.to_numpy()].to_numpy(),
         }
-        for via in ("reactome", "A", "B", "C"):
+        for via in ("map", "reactome", "A", "B", "C"):
             pred = model.predict("rat", organ, drug, via=via)
             found[f"UGE, via {via}"] = np.asarray(pred[:, genes].X - pred[:, genes].layers["control"]).mean(axis=0)
         true = sim.rat.uns["true_reactome"].loc[genes, f"{organ}|{drug}"].to_numpy()

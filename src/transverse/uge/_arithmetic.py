@@ -12,7 +12,8 @@ from anndata import AnnData
 from transverse._groups import dense
 from transverse._validation import examples
 
-Via = Literal["reactome", "A", "B", "C"]
+Via = Literal["map", "reactome", "A", "B", "C"]
+_WAYS = ("map", "reactome", "A", "B", "C")
 
 
 class ArithmeticMixin:
@@ -24,7 +25,7 @@ class ArithmeticMixin:
         organ: str,
         drug: str,
         *,
-        via: Via = "reactome",
+        via: Via = "map",
         source: str | None = None,
         output: Literal["change", "decoded"] = "change",
         allow_leak: bool = False,
@@ -36,7 +37,9 @@ class ArithmeticMixin:
 
         .. math::
 
-            \text{reactome (ours):}\quad & \hat x_i = x_i + \hat\Delta_{\cdot ok}, \\
+            \text{reactome (ours):}\quad & \hat x_{ig} = x_{ig} + \hat\Delta_{gok}, \\
+            \text{map (ours):}\quad & \hat x_{ig} = x_{ig} + \textstyle\frac{1}{|S|} \sum_{s' \in S} \sum_{g'} \pi_{gg'}
+                \hat\Delta_{g'ok}, \\
             A:\quad & \hat z_i = z_i + (\bar z_{s',o,k} - \bar z_{s',o,0}), \\
             B:\quad & \hat z_i = \bar z_{s',o,k} + \textstyle\frac{1}{|O|} \sum_{o'} (\bar z_{s,o',0} - \bar z_{s',o',0})
                 + (z_i - \bar z_{s,o,0}), \\
@@ -52,6 +55,9 @@ class ArithmeticMixin:
             What to predict. Samples of it must not be in the training.
         via
             How.
+            ``"map"`` carries over what the head of reactomes says of the genes :math:`g'` that each gene is mapped to, with
+            the probabilities :math:`\pi` of :meth:`map_genes` (temperature 0.04, the 50 likeliest), in the species :math:`S`
+            that have the condition; where none has, in all, the gene's own included.
         source
             Species to carry the effect from, for A to C; by default all others that have it, averaged.
         output
@@ -78,8 +84,8 @@ class ArithmeticMixin:
             If there are no control samples to start from, nothing to carry over, or the condition was trained on.
         """
         self._check_if_trained(warn=False)
-        if via not in ("reactome", "A", "B", "C"):
-            raise ValueError(f"via={via!r} must be 'reactome', 'A', 'B' or 'C'.")
+        if via not in _WAYS:
+            raise ValueError(f"via={via!r} must be one of {', '.join(map(repr, _WAYS))}.")
         if output not in ("change", "decoded"):
             raise ValueError(f"output={output!r} must be 'change' or 'decoded'.")
         s, o, k = self._species_of(species), self._organ_of(organ), self._drug_of(drug)
@@ -102,8 +108,9 @@ class ArithmeticMixin:
         matrix = self.adata.X if self._layer is None else self.adata.layers[self._layer]
         x = dense(matrix[controls])[:, genes].astype(np.float32)
         sources: list[str] = []
-        if via == "reactome":
-            predicted = x + self._predicted_changes(s)[:, o, k - 1].astype(np.float32)
+        if via in ("map", "reactome"):
+            change = self._predicted_changes(s) if via == "reactome" else self._mapped_changes(s)
+            predicted = x + change[:, o, k - 1].astype(np.float32)
         else:
             # neither the asked condition's samples nor any other species than those that are asked lend their mean
             table = table[~(here & table["drug"].eq(str(drug)))]
@@ -128,14 +135,14 @@ class ArithmeticMixin:
             "organ": str(organ),
             "drug": str(drug),
             "via": via,
-            "output": output if via != "reactome" else "change",
+            "output": "change" if via in ("map", "reactome") else output,
             "source": np.array(sources, dtype=object),
             "scale": "that of the data",
             "leak": "trained on" if leak else "none",
         }
         return pred
 
-    def predict_reactome(self, species: str | None = None) -> AnnData:
+    def predict_reactome(self, species: str | None = None, *, via: Literal["map", "reactome"] = "map") -> AnnData:
         r"""What every gene does in each organ under each drug, measured there or not.
 
         .. math::
@@ -146,6 +153,9 @@ class ArithmeticMixin:
         ----------
         species
             Species; by default all.
+        via
+            ``"reactome"``: as above. ``"map"``: its mean over the genes that a gene is mapped to and the species that have the
+            condition, as in :meth:`predict`; the gene itself is one of them if its species has it.
 
         Returns
         -------
@@ -158,7 +168,10 @@ class ArithmeticMixin:
             raise ValueError("The model was set up without drugs: there is no reactome.")
         wanted = range(len(self.species_)) if species is None else [self._species_of(species)]
         genes = np.concatenate([np.flatnonzero(self._gene_species == s) for s in wanted])
-        predicted = np.concatenate([self._predicted_changes(s) for s in wanted]).reshape(len(genes), -1)
+        if via not in ("map", "reactome"):
+            raise ValueError(f"via={via!r} must be 'map' or 'reactome'.")
+        changes = self._predicted_changes if via == "reactome" else self._mapped_changes
+        predicted = np.concatenate([changes(s) for s in wanted]).reshape(len(genes), -1)
         n = predicted.shape[1]
         arguments = self.registry["setup_args"]
         entries = pd.MultiIndex.from_product([self.organs_, self.drugs_[1:]])
@@ -220,7 +233,16 @@ class ArithmeticMixin:
     def _training_samples(self) -> pd.DataFrame:
         """Species, organ and drug of the training samples, by their positions."""
         table = pd.DataFrame(dict(zip(("species", "organ", "drug"), self._condition_names(), strict=True)))
-        return table[self.adata.obs_names.isin(self.training_samples_)]
+        return table.loc[self._training_rows()]
+
+    def _training_rows(self) -> np.ndarray:
+        return np.flatnonzero(self.adata.obs_names.isin(self.training_samples_))
+
+    def _training_latent(self, batch_size: int) -> np.ndarray:
+        """Representations of the training samples, computed once."""
+        if "latent" not in self._derived:
+            self._derived["latent"] = self._latent(self.adata, self._training_rows(), batch_size)
+        return self._derived["latent"]
 
     def _sources(self, table: pd.DataFrame, species: str, drug: str, source: str | None) -> list[str]:
         having = [
@@ -238,8 +260,7 @@ class ArithmeticMixin:
     def _moved(self, table, controls, species, organ, drug, sources, via, batch_size) -> tuple[np.ndarray, np.ndarray]:
         """Representations of control samples, and where the arithmetic takes them."""
         control = self.drugs_[0]
-        table = table[table["drug"].isin([control, drug]) & table["species"].isin([species, *sources])]
-        all_z = self._latent(self.adata, table.index.to_numpy(), batch_size)
+        all_z = self._training_latent(batch_size)[pd.Index(self._training_rows()).get_indexer(table.index)]
         means = {
             condition: all_z[rows].mean(axis=0)
             for condition, rows in table.reset_index(drop=True).groupby(["species", "organ", "drug"]).indices.items()
@@ -273,6 +294,19 @@ class ArithmeticMixin:
         n_organs, n_drugs = len(self.organs_), len(self.drugs_) - 1
         features = self._predicted_features(species)[:, : n_organs * n_drugs]
         return features.reshape(-1, n_organs, n_drugs) * self.units_.change
+
+    def _mapped_changes(self, species: int) -> np.ndarray:
+        """Changes of a species' genes and of those that they are mapped to, averaged; on the scale of the data."""
+        changes = []
+        for other in range(len(self.species_)):
+            change = self._predicted_changes(other)
+            if other != species:
+                flat = self._soft_map(species, other) @ change.reshape(len(change), -1)
+                change = flat.reshape(-1, *change.shape[1:])
+            changes.append(change)
+        measured = np.asarray(self.is_measured_, dtype=float)
+        weights = np.where(measured.any(axis=0), measured, 1.0)
+        return np.einsum("sgok,sok->gok", np.stack(changes), weights / weights.sum(axis=0))
 
     @torch.inference_mode()
     def _decoded(self, z: np.ndarray, genes: np.ndarray, species: int, batch_size: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from scipy.special import logsumexp
 from sklearn.metrics.pairwise import euclidean_distances
@@ -156,18 +157,31 @@ class GeneMapMixin:
             }
         )
 
-    def _counterparts(self, n_neighbors: int = 10, n_draws: int = 20, temperature: float = 0.02) -> np.ndarray:
+    def _soft_map(self, species: int, other: int, temperature: float = 0.04, n_neighbors: int = 50) -> sp.csr_matrix:
+        """Probabilities of the genes of another species for each gene of one, those of the likeliest, which sum to 1."""
+        key = ("map", species, other, temperature, n_neighbors)
+        if key not in self._derived:
+            features = [self._completed_features(s) for s in (species, other)]
+            scores = assignment(similarity_of(*features), temperature)
+            n = min(n_neighbors, scores.shape[1])
+            best = np.sort(np.argpartition(-scores, n - 1, axis=1)[:, :n], axis=1)
+            p = np.exp(np.take_along_axis(scores, best, axis=1))
+            p /= p.sum(axis=1, keepdims=True)
+            starts = np.arange(0, best.size + 1, n)
+            self._derived[key] = sp.csr_matrix((p.ravel(), best.ravel(), starts), shape=scores.shape)
+        return self._derived[key]
+
+    def _counterparts(self, n_draws: int = 20) -> np.ndarray:
         """Genes of every species that can stand for each gene, as often as is probable; (genes, species, draws)."""
         rng = np.random.default_rng(0)
         genes = [np.flatnonzero(self._gene_species == s) for s in range(len(self.species_))]
-        features = [self._completed_features(s) for s in range(len(self.species_))]
         drawn = np.zeros((len(self._gene_species), len(genes), n_draws), dtype=np.int64)
         for s, t in itertools.permutations(range(len(genes)), 2):
-            scores = assignment(similarity_of(features[s], features[t]), temperature)
-            best = np.argpartition(-scores, min(n_neighbors, scores.shape[1]) - 1, axis=1)[:, :n_neighbors]
-            share = np.exp(np.take_along_axis(scores, best, axis=1)).cumsum(axis=1)
-            at = rng.random((len(share), n_draws)) * share[:, -1:]
-            picked = (at[:, :, None] > share[:, None, :]).sum(axis=2)
+            shares = self._soft_map(s, t, 0.02, 10)
+            best = shares.indices.reshape(shares.shape[0], -1)
+            edges = shares.data.reshape(best.shape).cumsum(axis=1)
+            at = rng.random((len(best), n_draws)) * edges[:, -1:]
+            picked = np.minimum((at[:, :, None] > edges[:, None, :]).sum(axis=2), best.shape[1] - 1)
             drawn[genes[s], t] = genes[t][np.take_along_axis(best, picked, axis=1)]
         return drawn
 

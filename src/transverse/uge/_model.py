@@ -120,6 +120,7 @@ class UGE(
             **{**PRESETS[preset], **kwargs},
         )
         self.reference_ = None
+        self._derived: dict = {}  # what was computed from the trained model, for the next time
         self.var_names_ = [str(name) for name in self.get_var_names()]
         self._model_summary_string = (
             f"UGE model: {len(self.var_names_)} genes of {examples(self.species_)}, {len(self.organs_)} organs, "
@@ -326,9 +327,11 @@ class UGE(
                 callbacks=callbacks,
                 **stage_kwargs,
             )
+            self._derived.clear()
             try:
                 runner()
             finally:
+                self._derived.clear()
                 for hook in hooks:
                     hook.remove()
 
