@@ -34,9 +34,17 @@ def _curves():
     return pd.DataFrame({"negative_log_likelihood": RNG.normal(size=len(index))}, index=index).reset_index()
 
 
+def _gene_map():
+    table = pd.DataFrame({"source": np.repeat([f"m{i}" for i in range(6)], 3), "rank": [1, 2, 3] * 6})
+    table = table.assign(target=[f"r{i}" for i in RNG.permutation(18)], is_mutual_best=table["rank"] == 1)
+    return table.assign(score=RNG.normal(size=18), probability=RNG.uniform(size=18))
+
+
 LABELS = pd.Series(RNG.choice(GROUPS, 50), index=[f"cell{i}" for i in range(50)])
 CASES = {  # the function, its input, and the number of axes
     "calibration": (tv.pl.calibration, (pd.Series(RNG.uniform(size=50)), pd.Series(RNG.uniform(size=50) < 0.5)), 1),
+    "gene_map": (tv.pl.gene_map, (_gene_map(),), 1),
+    "label_accuracy": (tv.pl.label_accuracy, (LABELS.astype("category"), LABELS.sample(frac=1, random_state=0)), 1),
     "label_confusion": (tv.pl.label_confusion, (LABELS.astype("category"), LABELS.sample(frac=1, random_state=0)), 1),
     "lfc_volcano": (tv.pl.lfc_volcano, (_lfc(),), 3),
     "prototype_curves": (tv.pl.prototype_curves, (_curves(),), 3),

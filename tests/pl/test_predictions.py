@@ -197,6 +197,80 @@ def test_scatter_of_arrays_and_of_one_context(sides):
     assert scatter(one, context_key=None)[0].get_title() == expected.get_title().replace("P01 in C1", "P01")
 
 
+def test_scatter_with_other_scores(sides):
+    names = ["rmse", "squared_pearson", "spearman", "explained_variance", "pearson", "r2"]
+    panel = scatter(sides, perturbation="P01", context="C2", n_top=10, scores=names)[0]
+    true, predicted = (values.mean(0) for values in changes(sides, "P01", "C2"))
+    for line, columns in zip(
+        panel.get_title().split("\n")[1:], (slice(None), np.argsort(-np.abs(true), kind="stable")[:10]), strict=True
+    ):
+        y, p = true[columns], predicted[columns]
+        expected = {
+            "RMSE": np.sqrt(np.mean((y - p) ** 2)),
+            "Pearson²": np.corrcoef(y, p)[0, 1] ** 2,
+            "Spearman": pd.Series(y).corr(pd.Series(p), method="spearman"),
+            "explained variance": 1 - np.var(y - p) / np.var(y),
+            "Pearson": np.corrcoef(y, p)[0, 1],
+            "R²": r2_score(y, p),
+        }
+        assert line.split(": ")[1] == ", ".join(f"{name} {value:z.2f}" for name, value in expected.items())
+    (panel,) = scatter(sides, perturbation="P01", context="C2", n_top=None, scores="squared_pearson")
+    assert panel.get_title().split("\n")[1] == f"all genes: Pearson² {np.corrcoef(true, predicted)[0, 1] ** 2:z.2f}"
+
+
+@pytest.fixture(scope="module")
+def organs():
+    """Samples of a stacked species, and predictions as UGE makes them: a row for each control sample it starts from."""
+    data = tv.datasets.simulate_reactomes(n_genes=40, n_organs=2, n_drugs=2, n_animals=4)
+    stack = tv.pp.stack_species(data)
+    rat = stack[stack.obs["species"] == "rat", stack.var["species"] == "rat"].copy()
+    rat.X = np.log1p(rat.layers["counts"].toarray() / 100)
+    is_control = (rat.obs["drug"] == "control").to_numpy()
+    scores = is_control & rat.obs["animal"].isin(rat.obs["animal"][is_control].unique()[:2]).to_numpy()
+    preds = []
+    for organ in rat.obs["organ"].cat.categories:
+        start = rat[is_control & ~scores & (rat.obs["organ"] == organ).to_numpy()]
+        obs = pd.DataFrame({"control_sample": start.obs_names, "species": "rat"}, index=start.obs_names)
+        obs = obs.assign(organ=pd.Categorical([organ] * len(obs)), drug=pd.Categorical(["drug A"] * len(obs)))
+        x = np.asarray(start.X) + np.random.default_rng(0).normal(size=40)
+        preds.append(ad.AnnData(x, obs=obs, var=pd.DataFrame(index=rat.var_names), layers={"control": start.X.copy()}))
+    return rat[~is_control], ad.concat(preds), rat[scores]
+
+
+KEYS = {"perturbation_key": "drug", "context_key": "organ"}
+
+
+@pytest.mark.parametrize("of", ["change", "expression"])
+def test_scatter_of_samples(organs, of):
+    truth, pred, control = organs
+    axes = tv.pl.prediction_scatter(*organs, of=of, n_top=5, scores=["r2", "squared_pearson"], **KEYS, show=False)
+    for panel, organ in zip(axes, sorted(pred.obs["organ"].unique()), strict=True):
+        of_organ = [(side.obs["organ"] == organ).to_numpy() for side in organs]
+        treated = of_organ[0] & (truth.obs["drug"] == "drug A").to_numpy()
+        true, predicted = truth.X[treated].mean(0), pred.X[of_organ[1]].mean(0)
+        if of == "change":
+            true, predicted = (
+                true - control.X[of_organ[2]].mean(0),
+                predicted - pred.layers["control"][of_organ[1]].mean(0),
+            )
+        drawn = np.concatenate([points.get_offsets() for points in panel.collections[:2]])
+        np.testing.assert_allclose(rows_sorted(drawn), rows_sorted(np.column_stack([true, predicted])), atol=1e-5)
+        title = panel.get_title().split("\n")
+        assert title[0] == f"drug A in {organ}"
+        squared = np.corrcoef(true, predicted)[0, 1] ** 2
+        assert title[1] == f"all genes: R² {r2_score(true, predicted):z.2f}, Pearson² {squared:z.2f}"
+
+
+def test_scatter_refuses_control_samples_that_predict(organs):
+    truth, pred, control = organs
+    used = pred.obs["control_sample"].iloc[0]
+    extra = truth[:1].copy()
+    extra.obs_names = [used]
+    shared = ad.concat([control, extra])
+    with pytest.raises(ValueError, match=f"1 of the 5 control cells that score are also those that predict: '{used}'"):
+        tv.pl.prediction_scatter(truth, pred, shared, **KEYS, show=False)
+
+
 def test_scatter_errors(sides):
     truth, pred, control = sides
     with pytest.raises(ValueError, match="of='changes' must be one of change, expression"):
@@ -207,6 +281,10 @@ def test_scatter_errors(sides):
         scatter(sides, n_top=1)
     with pytest.raises(ValueError, match="n_names=-1"):
         scatter(sides, n_names=-1)
+    with pytest.raises(ValueError, match="scores must be of r2, explained_variance, .*, but 'R2' is not known"):
+        scatter(sides, scores=["r2", "R2"])
+    with pytest.raises(ValueError, match="scores must be of r2, .*, but it is empty"):
+        scatter(sides, scores=[])
     with pytest.raises(
         ValueError, match="pred has 3 conditions, and at most 2 can be drawn. Choose with perturbation= and"
     ):

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -182,6 +183,73 @@ def test_other_representation(species):
     for adata in copies.values():
         adata.obsm["X_other"] = pd.DataFrame(adata.obsm.pop("X_scSpecies"), index=adata.obs_names)
     np.testing.assert_array_equal(points(draw(copies, use_rep="X_other")[0], 1), points(draw(species)[0], 1))
+
+
+@pytest.fixture(scope="module")
+def stack():
+    """Samples of two species as one object, with a common representation."""
+    data = tv.datasets.simulate_reactomes(n_genes=30, n_organs=3, n_animals=2)
+    adata = tv.pp.stack_species(data)
+    centres = 8 * np.eye(3)[adata.obs["organ"].astype("category").cat.codes]
+    adata.obsm["X_UGE"] = centres + np.random.default_rng(0).normal(size=centres.shape)
+    return adata
+
+
+@pytest.mark.parametrize("dtype", [object, "category", "string"])
+def test_a_stack(stack, dtype):
+    adata = stack.copy()
+    adata.obs = adata.obs.astype({"species": dtype, "organ": dtype})
+    before = adata.copy()
+    axes = draw(adata, "organ", use_rep="X_UGE")
+    apart = draw({name: adata[adata.obs["species"] == name] for name in ("mouse", "rat")}, "organ", use_rep="X_UGE")
+    assert [panel.get_title() for panel in axes] == ["mouse", "rat"]
+    for panel, expected in zip(axes, apart, strict=True):
+        for which in (0, 1):
+            np.testing.assert_array_equal(points(panel, which), points(expected, which))
+        assert len(points(panel, 1)) == adata.n_obs / 2
+    organs = legend(axes[-1])
+    assert set(organs) == set(adata.obs["organ"]) and len(set(organs.values())) == 3
+    pd.testing.assert_frame_equal(adata.obs, before.obs)
+    np.testing.assert_array_equal(adata.obsm["X_UGE"], before.obsm["X_UGE"])
+    assert not adata.obsp and list(adata.uns) == list(before.uns)
+
+
+@pytest.mark.parametrize("color", ["species", "organ", "drug"])
+def test_all_species_in_one_panel(stack, color):
+    (panel,) = draw(stack, color, use_rep="X_UGE", species_key=None)
+    assert panel.get_title() == "" and len(points(panel, 0)) == 0
+    colors = legend(panel)
+    drawn = pd.Series([tuple(c) for c in panel.collections[1].get_facecolors()]).value_counts()
+    assert drawn.to_dict() == {colors[name]: n for name, n in stack.obs[color].value_counts().items()}
+
+
+def test_genes_of_a_stack(stack):
+    vectors = pd.DataFrame(np.random.default_rng(1).normal(size=(stack.n_vars, 5)), index=stack.var_names)
+    genes = ad.AnnData(obs=stack.var, obsm={"X_UGE": vectors.to_numpy()})
+    (panel,) = draw(genes, "species", use_rep="X_UGE", species_key=None)
+    assert len(points(panel, 1)) == 60 and list(legend(panel)) == ["mouse", "rat"]
+    mouse, rat = draw(genes, "module", use_rep="X_UGE")
+    np.testing.assert_array_equal(points(mouse, 1), points(rat, 0))
+    assert set(legend(rat)) == set(stack.var["module"])
+
+
+def test_errors_of_a_stack(stack):
+    with pytest.raises(KeyError, match="species_key='taxon' is not in adatas.obs. Columns: .*'organ'"):
+        draw(stack, "organ", use_rep="X_UGE", species_key="taxon")
+    with pytest.raises(KeyError, match="use_rep='X_scSpecies' is not in the .obsm of 'mouse'. Keys: .*X_UGE"):
+        draw(stack, "organ")
+    with pytest.raises(KeyError, match="color='tissue' is not in the .obs of 'adatas'"):
+        draw(stack, "tissue", use_rep="X_UGE", species_key=None)
+    with pytest.raises(ValueError, match="adatas has no cells"):
+        draw(stack[:0], "organ", use_rep="X_UGE")
+    with pytest.raises(ValueError, match="an Axes for each of the 2 species, but holds 1"):
+        draw(stack, "organ", use_rep="X_UGE", ax=plt.figure().add_subplot())
+    plt.close("all")
+    lacking = stack.copy()
+    lacking.obs["species"] = lacking.obs["species"].where(np.arange(stack.n_obs) > 1)
+    with pytest.raises(ValueError, match=rf"adatas.obs\['species'\] is missing in 2 of {stack.n_obs} rows"):
+        draw(lacking, "organ", use_rep="X_UGE")
+    assert not plt.get_fignums()
 
 
 def test_objects_are_left_alone(species):

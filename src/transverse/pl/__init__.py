@@ -5,6 +5,8 @@ from ._benchmark import benchmark
 from ._calibration import calibration
 from ._change_boxplot import change_boxplot
 from ._fold_over_baseline import fold_over_baseline
+from ._gene_map import gene_map
+from ._label_accuracy import label_accuracy
 from ._label_confusion import label_confusion
 from ._latent_agreement import latent_agreement
 from ._lfc_volcano import lfc_volcano
@@ -25,6 +27,8 @@ __all__ = [
     "calibration",
     "change_boxplot",
     "fold_over_baseline",
+    "gene_map",
+    "label_accuracy",
     "label_confusion",
     "latent_agreement",
     "lfc_volcano",

@@ -109,12 +109,10 @@ def draw_matrix(
     ax.figure.colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.03)
 
 
-def mark_cell(ax: Axes, i: int, j: int, *, bold: bool = True) -> None:
-    """A border within the cell in row ``i`` and column ``j`` of a matrix, seen on dark cells, too."""
-    width, inset = (2.0, 0.07) if bold else (0.8, 0.05)
-    border = Rectangle(
-        (j - 0.5 + inset, i - 0.5 + inset), 1 - 2 * inset, 1 - 2 * inset, fill=False, edgecolor="black", linewidth=width
-    )
+def mark_cell(ax: Axes, i: int, j: int, *, width: float = 2.0, inset: tuple[float, float] = (0.07, 0.07)) -> None:
+    """A border of some ``width`` within the cell in row ``i`` and column ``j`` of a matrix, seen on dark cells, too."""
+    x, y = inset
+    border = Rectangle((j - 0.5 + x, i - 0.5 + y), 1 - 2 * x, 1 - 2 * y, fill=False, edgecolor="black", linewidth=width)
     border.set_path_effects([Stroke(linewidth=width + 1.6, foreground="white"), Normal()])
     ax.add_patch(border)
 

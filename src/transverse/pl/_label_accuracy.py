@@ -38,7 +38,7 @@ def label_accuracy(
 ) -> Axes:
     r"""Share of right predictions of each true label, and of all, beside what chance gives.
 
-    Chance draws labels by their shares :math:`q` in the training, as :cite:t:`Belgadi2024` do: it is right for :math:`q_l`
+    Chance draws labels by their shares :math:`q` in the training, as in :cite:p:`Belgadi2024`: it is right for :math:`q_l`
     of the samples of label :math:`l`, and for :math:`\sum_l p_l q_l` of all, where the share of the label is :math:`p_l`.
 
     Parameters
@@ -71,8 +71,8 @@ def label_accuracy(
     KeyError
         If a table has no column ``"label"``, or a mapping has no share of a true label or no colour of a prediction.
     ValueError
-        If indices or lengths do not fit, true labels are missing, there are no predictions or no labels to take shares of, or
-        shares are not between 0 and 1 or sum to more than 1.
+        If indices or lengths do not fit, true labels are missing, there are no predictions, ``chance`` has no labels or none
+        of ``truth``, or shares are not between 0 and 1 or sum to more than 1.
 
     Warns
     -----
@@ -82,16 +82,17 @@ def label_accuracy(
     Examples
     --------
     >>> table = model.predict_labels("organ", rat)  # doctest: +SKIP
-    >>> neighbors = tv.baselines.NearestLabels().fit(mouse).transfer_labels(rat)  # doctest: +SKIP
-    >>> ax = tv.pl.label_accuracy(  # doctest: +SKIP
-    ...     rat.obs["organ"], {"UGE": table, "nearest": neighbors}, chance=mouse.obs["organ"]
-    ... )
+    >>> vote = tv.baselines.NeighborVote().fit(mouse, "organ").predict(rat)  # doctest: +SKIP
+    >>> predictions = {"UGE": table, "neighbours": vote}  # doctest: +SKIP
+    >>> ax = tv.pl.label_accuracy(rat.obs["organ"], predictions, chance=mouse.obs["organ"])  # doctest: +SKIP
     """
     is_named = isinstance(predictions, Mapping)
     sets = {str(name): own for name, own in predictions.items()} if is_named else {"predictions": predictions}
     if not sets:
         raise ValueError("predictions must have at least one set of labels, but is empty.")
-    right = {name: _is_right(own, truth, name) for name, own in sets.items()}
+    right = {}
+    for name, own in sets.items():
+        right[name] = _is_right(own, truth, name)
     truth, _ = align(truth, truth, ("truth", "truth"))
     labels = label_order(truth)
     of_label = [(truth.astype(str) == label).to_numpy() for label in labels]
@@ -129,7 +130,10 @@ def label_accuracy(
     panel.spines[["top", "right"]].set_visible(False)
     if ax is None:
         handles = [Patch(color=colors[name], label=name) for name in sets] if is_named else []
-        handles += [Line2D([], [], label="95% confidence", **_ERROR), Line2D([], [], label=_source(chance), **_CHANCE)]
+        handles += [
+            Line2D([], [], label="95% confidence interval", **_ERROR),
+            Line2D([], [], label=_source(chance), **_CHANCE),
+        ]
         legend_below([panel], handles)
     finish([panel], ax, show, save)
     return panel
@@ -177,7 +181,13 @@ def _shares(chance: Sequence[str] | pd.Series | Mapping[str, float], labels: Seq
     drawn = drawn.dropna().astype(str)
     if drawn.empty:
         raise ValueError("chance has no labels: all of its values are missing.")
-    return np.array([(drawn == label).mean() for label in labels])
+    shares = np.array([(drawn == label).mean() for label in labels])
+    if not shares.any():
+        raise ValueError(
+            f"chance has no label of truth. It has: {examples(drawn.unique())}; truth: {examples(labels)}. Are the labels "
+            "spelt alike?"
+        )
+    return shares
 
 
 def _wilson(counts: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,4 +197,4 @@ def _wilson(counts: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _source(chance: object) -> str:
-    return "chance, by the labels' shares in the truth" if chance is None else "chance, by the labels' shares"
+    return f"chance (shares in the {'truth' if chance is None else 'training'})"

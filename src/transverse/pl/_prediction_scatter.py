@@ -74,8 +74,8 @@ def prediction_scatter(
         How many of the genes with the largest true absolute change to name. Needs controls.
     scores
         What titles give: ``"r2"`` (of determination: 1 minus the error's share of the variance), ``"explained_variance"``,
-        ``"pearson"``, ``"squared_pearson"``, ``"spearman"`` or ``"rmse"``. The square of the Pearson correlation, which
-        :cite:t:`Belgadi2024` report, does not see a change that is too small throughout, nor one of the wrong sign.
+        ``"pearson"``, ``"squared_pearson"``, ``"spearman"`` or ``"rmse"``. The square of the Pearson correlation, the
+        score of :cite:p:`Belgadi2024`, does not see a change that is too small throughout, nor one of the wrong sign.
     max_panels
         More conditions than that are refused.
     ncols

@@ -10,6 +10,7 @@ from ._figure import draw_matrix, finish, mark_cell, matrix_size, panels
 from ._tables import check_table
 
 _MOST_WITH_NUMBERS = 15
+_BEST, _OTHER = {"width": 2.0, "inset": (0.07, 0.07)}, {"width": 0.8, "inset": (0.05, 0.05)}
 
 
 def similarity_heatmap(
@@ -69,7 +70,7 @@ def similarity_heatmap(
     for i, row in enumerate(values):
         order = np.argsort(-row, kind="stable")[:mark_top]  # missing ones are sorted to the end
         for rank, j in enumerate(order[~np.isnan(row[order])]):
-            mark_cell(panel, i, j, bold=rank == 0)
+            mark_cell(panel, i, j, **(_BEST if rank == 0 else _OTHER))
             if texts is not None and rank == 0:
                 panel.texts[i * matrix.shape[1] + j].set_fontweight("bold")
     panel.set(xlabel="context type", ylabel="target type")

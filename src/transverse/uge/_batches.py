@@ -80,17 +80,30 @@ class BatchSampler(ProcessSampler):
 
     def __iter__(self) -> Iterator[tuple[list, list]]:
         rng = np.random.default_rng([self.seed, self.epoch if self.shuffle else 0])
-        parts = []
-        if self.rows is not None:
-            for rows in self.rows:
-                order = rng.permutation(rows) if self.shuffle else rows
-                parts.append(np.array_split(order[self.rank :: self.num_replicas], self.n_batches))
-        for i in range(self.n_batches):
-            samples = [self._block(rng, s, np.sort(part[i])) for s, part in enumerate(parts) if len(part[i])]
+        batches = [[]] * self.n_batches if self.rows is None else self._dealt(rng)
+        for batch in batches:
+            samples = [self._block(rng, s, rows) for s, rows in batch]
             genes = [
                 (s, self._some(rng, own, self.n_genes)) for s, own in enumerate(self.genes) if self.n_genes and len(own)
             ]
             yield samples, genes
+
+    def _dealt(self, rng: np.random.Generator) -> list[list[tuple[int, np.ndarray]]]:
+        """Species and rows of every mini-batch of this process, with the species in proportion."""
+        own, place, start = [], [], 0
+        for s, rows in enumerate(self.rows):
+            order = rng.permutation(rows) if self.shuffle else rows
+            mine = np.arange((self.rank - start) % self.num_replicas, len(order), self.num_replicas)
+            own += [(s, row) for row in order[mine]]
+            place += list((mine + 0.5) / len(order))
+            start += len(order)
+        chunks = np.array_split(np.argsort(place, kind="stable"), self.n_batches)
+        batches = []
+        for chunk in chunks:
+            found = [own[i] for i in chunk]
+            species = sorted({s for s, _ in found})
+            batches.append([(s, np.sort(np.array([row for t, row in found if t == s]))) for s in species])
+        return batches
 
     def _block(self, rng: np.random.Generator, species: int, rows: np.ndarray) -> tuple:
         """Rows, the genes to read of them, and the species and genes that they are shown as."""

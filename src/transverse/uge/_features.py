@@ -64,7 +64,7 @@ def gene_features(
     """Features from some samples of stacked, log-normalised data; ``drugs`` are without the control.
 
     ``units`` are those of other samples, to which what is missing of species and organs is added; by default those of these
-    samples. Raises a ValueError if a species with samples has no controls of a known organ.
+    samples. A species without controls of a known organ has NaN throughout.
     """
     by = [species_key, organ_key, *([drug_key] if drug_key is not None else [])]
     profiles = condition_profiles(adata, by, animal_key=animal_key, layer=layer, samples=samples)

@@ -85,20 +85,16 @@ def gene_alignment(
     return (terms[0] + terms[1]) / 2
 
 
-def reactome_error(predicted: torch.Tensor, observed: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+def reactome_error(predicted: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
     """Mean squared error over the entries that were measured; NaN where one was not.
 
     Parameters
     ----------
     predicted, observed
         Shape ``(n_genes, n_entries)``.
-    weight
-        Of the entries, shape ``(n_entries,)``; by default 1.
     """
     measured = ~observed.isnan()
     error = torch.where(measured, predicted - torch.nan_to_num(observed), 0.0).square()
-    if weight is not None:
-        error, measured = error * weight, measured * weight
     return error.sum() / measured.sum().clamp(min=1)
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
@@ -196,7 +198,9 @@ class UGE(
         fields = [LayerField(REGISTRY_KEYS.X_KEY, arguments["layer"], is_count_data=False)]
         fields += [CategoricalObsField(name, arguments[argument]) for name, argument in columns.items()]
         adata_manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        adata_manager.register_fields(adata, **kwargs)
+        with warnings.catch_warnings():  # an animal gives few samples, and is no class to be learnt
+            warnings.filterwarnings("ignore", message="Category .* in adata.obs")
+            adata_manager.register_fields(adata, **kwargs)
         cls.register_manager(adata_manager)
 
     @devices_dsp.dedent
@@ -307,6 +311,8 @@ class UGE(
                 self.adata_manager, dataset, train, validation, species, stage == "samples", options, **loader_kwargs
             )
             stage_kwargs = dict(trainer_kwargs)
+            if stage == "genes" or not len(validation):  # nothing to validate on
+                stage_kwargs.pop("check_val_every_n_epoch", None)
             callbacks = list(stage_kwargs.pop("callbacks", None) or [])
             if early_stopping and stage == "samples":
                 callbacks.append(KeepBest())
@@ -327,6 +333,8 @@ class UGE(
                 callbacks=callbacks,
                 **stage_kwargs,
             )
+            before = self.history_ if isinstance(self.history_, dict) else {}
+            self.is_trained_ = False  # or what is new in the history of this stage is left out
             self._derived.clear()
             try:
                 runner()
@@ -334,6 +342,17 @@ class UGE(
                 self._derived.clear()
                 for hook in hooks:
                     hook.remove()
+            self._join_history(before, stage)
+
+    def _join_history(self, before: dict[str, pd.DataFrame], stage: str) -> None:
+        """Put the history of a stage behind that of the stages before, and name it."""
+        if not isinstance(self.history_, dict):  # a logger of the user's
+            return
+        start = len(before.get("stage", ()))
+        epochs = pd.RangeIndex(start, start + len(self.history_["train_loss"]), name="epoch")
+        new = {key: table.set_axis(table.index + start) for key, table in self.history_.items()}
+        new["stage"] = pd.DataFrame({"stage": stage}, index=epochs, dtype=object)
+        self.history_ = before | {key: pd.concat([before[key], x]) if key in before else x for key, x in new.items()}
 
 
 def _check_species(adata: AnnData, species_key: str, drug_key: str | None, control: str) -> None:

@@ -165,7 +165,8 @@ class UGEModule(BaseModuleClass):
         :func:`~transverse.uge._losses.elastic_similarity` over samples; and, of genes,
         :func:`~transverse.uge._losses.gene_alignment` and
         :func:`~transverse.uge._losses.reactome_error` with the penalty on the squares of both factors. A mini-batch without
-        samples, or without genes, leaves their terms out.
+        samples, or without genes, leaves their terms out, and so does one without hidden values, or species that share fewer
+        than two changes.
         """
         terms = {}
         samples = tensors.get(UGE_KEYS.SAMPLES_KEY, ())
@@ -174,7 +175,8 @@ class UGEModule(BaseModuleClass):
         if UGE_KEYS.GENES_KEY in tensors:
             terms |= self._gene_terms(tensors[UGE_KEYS.GENES_KEY])
         n = sum(len(block[UGE_KEYS.VALUES_KEY]) for block in samples) or 1
-        total = sum(self.weights[name] * term for name, term in terms.items() if self.weights[name] != 0)
+        used = [self.weights[name] * term for name, term in terms.items() if self.weights[name] != 0]
+        total = torch.stack(used).sum() if used else torch.zeros((), device=self.device, requires_grad=True)
         return LossOutput(
             loss=total, n_obs_minibatch=n, extra_metrics={name: term.detach() for name, term in terms.items()}
         )
@@ -183,15 +185,19 @@ class UGEModule(BaseModuleClass):
         values = [block[UGE_KEYS.VALUES_KEY] for block in samples]
         hidden = inference_outputs["hidden"]
         masked = [
-            (predicted - value)[at] if at is not None else (predicted - value).flatten()
+            (predicted - value)[at]
             for predicted, value, at in zip(generative_outputs["masked"], values, hidden, strict=True)
+            if at is not None
         ]
         sample = [
             (predicted - value).flatten() for predicted, value in zip(generative_outputs["sample"], values, strict=True)
         ]
         z = torch.cat(inference_outputs["z"])
-        return {
-            "masked": torch.cat(masked).square().mean(),
+        terms = {}
+        if masked:  # in validation nothing is hidden
+            errors = torch.cat(masked)
+            terms["masked"] = errors.square().sum() / max(len(errors), 1)
+        return terms | {
             "sample": torch.cat(sample).square().mean(),
             "organ": _labelled(self.organ_head(z), torch.cat([block[UGE_KEYS.ORGAN_KEY] for block in samples])),
             "drug": _labelled(self.drug_head(z), torch.cat([block[UGE_KEYS.DRUG_KEY] for block in samples])),
@@ -209,12 +215,13 @@ class UGEModule(BaseModuleClass):
         terms = {"reactome": sum(errors) / len(errors) + self.factor_penalty * self.reactome.squares() / n_entries}
         n_changes = self.reactome.interaction.shape[0] * self.reactome.interaction.shape[1]
         pairs = [(i, j) for i in range(len(z)) for j in range(i + 1, len(z))]
-        aligned = [
-            gene_alignment(
-                z[i], z[j], correlation(features[i][:, :n_changes], features[j][:, :n_changes]), **self.alignment
-            )
-            for i, j in pairs
-        ]
+        changes = [values[:, :n_changes] for values in features]
+        aligned = []
+        for i, j in pairs:
+            shared = ~(changes[i].isnan().any(dim=0) | changes[j].isnan().any(dim=0))
+            if shared.sum() > 1:  # or there is no correlation
+                similarity = correlation(changes[i], changes[j])
+                aligned.append(gene_alignment(z[i], z[j], similarity, **self.alignment))
         return terms | ({"map": sum(aligned) / len(aligned)} if aligned else {})
 
 

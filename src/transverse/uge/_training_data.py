@@ -90,7 +90,7 @@ class TrainingDataMixin:
         if unknown := [name for name in self.species_ if name not in known]:
             raise ValueError(
                 f"The training has no control samples of a known organ of {examples(unknown)}: nothing tells what its genes "
-                f"do. Label some ({arguments['organ_key']!r}, {arguments['drug_key']!r})."
+                f"do. Label some in obs[{arguments['organ_key']!r}]."
             )
         self.features_, self.gene_means_, self.is_measured_, self.units_ = values, mean, measured, found.units
 
