@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import entr
 
 from ._gene_map import assignment, similarity_of
 
@@ -166,7 +167,7 @@ class ExperimentMixin:
             for t, other in enumerate(features):
                 if s != t:
                     p = np.exp(assignment(similarity_of(own, other), 0.02))
-                    entropies.append(-(p * np.log(np.maximum(p, 1e-300))).sum(axis=1) / np.log(len(other)))
+                    entropies.append(entr(p).sum(axis=1) / np.log(len(other)))
             weights.append(1 + weight * np.mean(entropies, axis=0))
         return weights
 

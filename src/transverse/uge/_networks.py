@@ -95,7 +95,7 @@ class SampleEncoder(nn.Module):
     n_hidden, n_layers, n_heads, n_feedforward
         Of the transformer.
     dropout_rate
-        Of its layers.
+        Of its layers, but not of the attention's weights.
     n_bins
         Bins of the values; None for continuous values.
     condition_sizes
@@ -130,6 +130,8 @@ class SampleEncoder(nn.Module):
         layer = nn.TransformerEncoderLayer(
             n_hidden, n_heads, n_feedforward, dropout_rate, activation="gelu", batch_first=True
         )
+        # weights that are dropped have to be there: without, attention is several times faster and its memory linear
+        layer.self_attn.dropout = 0.0
         # nested tensors are for padding, which there is none of
         self.layers = nn.TransformerEncoder(layer, n_layers, enable_nested_tensor=False)
 
