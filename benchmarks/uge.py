@@ -272,7 +272,7 @@ def extension(_: Path, seeds: list[int]) -> dict[str, pd.DataFrame]:
         of_shots = (obs["species"] == "mouse") & obs["organ"].isin(shown) & obs["drug"].isin(["control", "drug C"])
         few = tv.UGE.load_query_data(adata[of_shots, genes != "human"].copy(), model)
         few.train(max_epochs=10, stages=["genes"], **QUIET)
-        reactome = tv.tl.reactome(data["mouse"], animal_key="animal")
+        reactome = tv.tl.reactome({"mouse": data["mouse"]}, animal_key="animal", layer="counts")
         shift = reactome[:, [f"{organ}|drug C" for organ in shown]].X.mean(axis=1)
         for species in ("mouse", "rat"):
             truth, entries = data[species].uns["true_reactome"], [f"{organ}|drug C" for organ in rest]

@@ -295,11 +295,29 @@ class ArithmeticMixin:
         features = self._predicted_features(species)[:, : n_organs * n_drugs]
         return features.reshape(-1, n_organs, n_drugs) * self.units_.change
 
+    def _drug_residuals(self, species: int) -> np.ndarray:
+        """What all organs share of a drug's changes that the head does not say, (genes, drugs); on the scale of the data."""
+        n_organs, n_drugs = len(self.organs_), len(self.drugs_) - 1
+        measured = self.features_[self._gene_species == species][:, : n_organs * n_drugs] * np.float32(self.units_.change)
+        changes = measured.reshape(-1, n_organs, n_drugs)
+        residuals = changes - self._predicted_changes(species)
+        there = np.asarray(self.is_measured_[species])
+        # of drugs measured in one organ, as much is shared as of the changes of the others
+        shares = [_intraclass(changes[:, there[:, k], k]) for k in range(n_drugs) if there[:, k].sum() > 1]
+        usual = float(np.mean(shares)) if shares else 0.0
+        shared = np.zeros((len(residuals), n_drugs), dtype=np.float32)
+        for k in range(n_drugs):
+            own = residuals[:, there[:, k], k]
+            if n := own.shape[1]:
+                share = _intraclass(own) if n > 1 else usual
+                shared[:, k] = n * share / (1 + (n - 1) * share) * own.mean(axis=1)
+        return shared
+
     def _mapped_changes(self, species: int) -> np.ndarray:
         """Changes of a species' genes and of those that they are mapped to, averaged; on the scale of the data."""
         changes = []
         for other in range(len(self.species_)):
-            change = self._predicted_changes(other)
+            change = self._predicted_changes(other) + self._drug_residuals(other)[:, None, :]
             if other != species:
                 flat = self._soft_map(species, other) @ change.reshape(len(change), -1)
                 change = flat.reshape(-1, *change.shape[1:])
@@ -320,3 +338,11 @@ class ArithmeticMixin:
             for i in range(0, len(z), batch_size)
         ]
         return np.concatenate(parts) + self.gene_means_[genes].astype(np.float32)
+
+
+def _intraclass(values: np.ndarray) -> float:
+    """Share of the variance that the columns have in common (intraclass correlation about 0), at least 0."""
+    n = values.shape[1]
+    total = (values**2).mean()
+    products = (values.sum(axis=1) ** 2 - (values**2).sum(axis=1)).mean() / (n * (n - 1))
+    return float(max(products / total, 0.0)) if total > 0 else 0.0
