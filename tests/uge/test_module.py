@@ -138,7 +138,10 @@ def derived(module, batch, inference, generative):
         z = [vectors_of(module, block) for block in genes]
         features = [block["values"].numpy() for block in genes]
         n_entries = features[0].shape[1]
-        squares = sum((numpy_of(p) ** 2).sum() for p in module.reactome.parameters())
+        squares = sum(
+            (10.0 if name == "organ" else 1.0) * (numpy_of(p) ** 2).sum()
+            for name, p in module.reactome.named_parameters()
+        )
         of_species = [
             np.nanmean((x @ head.T - f) ** 2) + 0.1 * np.mean((x**2).sum(axis=1)) / n_entries
             for x, f in zip(z, features, strict=True)

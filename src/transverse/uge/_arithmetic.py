@@ -298,7 +298,9 @@ class ArithmeticMixin:
     def _drug_residuals(self, species: int) -> np.ndarray:
         """What all organs share of a drug's changes that the head does not say, (genes, drugs); on the scale of the data."""
         n_organs, n_drugs = len(self.organs_), len(self.drugs_) - 1
-        measured = self.features_[self._gene_species == species][:, : n_organs * n_drugs] * np.float32(self.units_.change)
+        measured = self.features_[self._gene_species == species][:, : n_organs * n_drugs] * np.float32(
+            self.units_.change
+        )
         changes = measured.reshape(-1, n_organs, n_drugs)
         residuals = changes - self._predicted_changes(species)
         there = np.asarray(self.is_measured_[species])

@@ -39,6 +39,9 @@ class UGEModule(BaseModuleClass):
         Of :func:`~transverse.uge._losses.gene_alignment`.
     factor_penalty
         Weight of the squares of gene vectors and of those of organs and drugs, which keeps the reactome's rank low (ours).
+    organ_penalty
+        How many times more those of the :math:`b_o` weigh, what an organ does under any drug: of few drugs it would be what
+        these happen to have in common, and be expected of the next (ours).
     weights
         Weights of the terms of :meth:`loss`, by name; by default 1, but 0.1 of ``"map"``. 0 switches a term off.
     """
@@ -63,6 +66,7 @@ class UGEModule(BaseModuleClass):
         target_temperature: float = 0.1,
         n_neighbors: int = 10,
         factor_penalty: float = 0.1,
+        organ_penalty: float = 10.0,
         weights: dict[str, float] | None = None,
     ):
         super().__init__()
@@ -94,7 +98,7 @@ class UGEModule(BaseModuleClass):
             "target_temperature": target_temperature,
             "n_neighbors": n_neighbors,
         }
-        self.factor_penalty = factor_penalty
+        self.factor_penalty, self.organ_penalty = factor_penalty, organ_penalty
         self.weights = dict.fromkeys(LOSSES, 1.0) | {"map": 0.1} | (weights or {})
 
     def _get_inference_input(self, tensors: dict, **kwargs) -> dict:
@@ -212,7 +216,10 @@ class UGEModule(BaseModuleClass):
             reactome_error(self.reactome(x), observed) + self.factor_penalty * x.square().sum(1).mean() / n_entries
             for x, observed in zip(z, features, strict=True)
         ]
-        terms = {"reactome": sum(errors) / len(errors) + self.factor_penalty * self.reactome.squares() / n_entries}
+        terms = {
+            "reactome": sum(errors) / len(errors)
+            + self.factor_penalty * self.reactome.squares(self.organ_penalty) / n_entries
+        }
         n_changes = self.reactome.interaction.shape[0] * self.reactome.interaction.shape[1]
         pairs = [(i, j) for i in range(len(z)) for j in range(i + 1, len(z))]
         changes = [values[:, :n_changes] for values in features]

@@ -77,9 +77,12 @@ class ReactomeHead(nn.Module):
         vectors = torch.cat([self.conditions.flatten(0, 1), self.profile, self.level])
         return z @ vectors.T
 
-    def squares(self) -> torch.Tensor:
-        """Sum of all squares."""
-        return sum(parameter.square().sum() for parameter in self.parameters())
+    def squares(self, organ_penalty: float = 1.0) -> torch.Tensor:
+        """Sum of all squares, those of :math:`b_o` times a factor."""
+        return sum(
+            (organ_penalty if name == "organ" else 1.0) * parameter.square().sum()
+            for name, parameter in self.named_parameters()
+        )
 
 
 class SampleEncoder(nn.Module):
