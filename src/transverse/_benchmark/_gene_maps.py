@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import scanpy as sc
 from anndata import AnnData
 
 from transverse import baselines, metrics
 from transverse._validation import examples
 from transverse.baselines._species import species_blocks
 from transverse.metrics._conditions import halve
+from transverse.pp import stack_species
 
-from ._methods import fitted, methods_of
+from ._methods import fitted, in_memory, methods_of
 
 
 def gene_map_table(
@@ -59,7 +62,10 @@ def gene_map_table(
     tables = []
     for method in methods:
         for seed in seeds:
-            model = fitted(method, data, seed, {**setup, "layer": layer})
+            train, own_layer = data, layer
+            if inspect.isclass(method.make) and hasattr(method.make, "setup_anndata"):
+                train, own_layer = _for_models(data, species_key, layer, normalize)
+            model = fitted(method, train, seed, {**setup, "layer": own_layer})
             gene_map = model.map_genes(source, target, n_top=n_top)
             if method.optional and gene_map.empty:
                 continue  # no symbol in common
@@ -68,6 +74,15 @@ def gene_map_table(
     chance = tables[0].assign(value=tables[0]["chance"], method="chance", kind="baseline")
     tables += [chance, *_halves(data, source, target, setup, normalize, layer, n_top, seeds[0], per_gene)]
     return pd.concat(tables, ignore_index=True), ["gene"]
+
+
+def _for_models(data, species_key: str, layer: str | None, normalize: str) -> tuple[AnnData, str | None]:
+    """Stacked, log-normalised data, as a model takes them."""
+    adata = in_memory(data) if isinstance(data, AnnData) else stack_species(data, species_key=species_key)
+    if normalize == "total":
+        sc.pp.normalize_total(adata, target_sum=1e4, layer=layer)
+        sc.pp.log1p(adata, layer=layer)
+    return adata, layer
 
 
 def _baselines(normalize: str, symbol_key: str | None, drug_key: str | None) -> dict:

@@ -53,7 +53,9 @@ def fitted(method: Method, train, seed: int, setup: dict[str, Any], extra: dict[
         scvi.settings.seed = seed
     if inspect.isclass(make) and hasattr(make, "setup_anndata"):
         train = in_memory(train)
-        make.setup_anndata(train, **{key: value for key, value in setup.items() if value is not None})
+        # what is not given is left to the model, but no drugs are not its default
+        given = {key: value for key, value in setup.items() if value is not None or key == "drug_key"}
+        make.setup_anndata(train, **given)
         model = make(train)
         model.train()
         return model

@@ -12,6 +12,8 @@ from anndata import AnnData
 from transverse._groups import dense
 from transverse._validation import examples
 
+from ._samples import check_batch_size
+
 Via = Literal["map", "reactome", "A", "B", "C"]
 _WAYS = ("map", "reactome", "A", "B", "C")
 
@@ -86,6 +88,7 @@ class ArithmeticMixin:
         self._check_if_trained(warn=False)
         if via not in _WAYS:
             raise ValueError(f"via={via!r} must be one of {', '.join(map(repr, _WAYS))}.")
+        check_batch_size(batch_size)
         if output not in ("change", "decoded"):
             raise ValueError(f"output={output!r} must be 'change' or 'decoded'.")
         s, o, k = self._species_of(species), self._organ_of(organ), self._drug_of(drug)
@@ -99,6 +102,8 @@ class ArithmeticMixin:
                 f"The model was trained on {species!r}, {organ!r}, {drug!r}: the prediction would be shown the answer. Leave its "
                 "samples out of the training, train(hold_out=[(species, organ, drug)]), or pass allow_leak=True."
             )
+        if via not in ("map", "reactome"):
+            self._check_stage("samples", f"it has no decoder for via={via!r}")
         table = self._training_samples()
         here = table["species"].eq(str(species)) & table["organ"].eq(str(organ))
         controls = table.index[here & table["drug"].eq(self.drugs_[0])].to_numpy()
@@ -115,6 +120,9 @@ class ArithmeticMixin:
             # neither the asked condition's samples nor any other species than those that are asked lend their mean
             table = table[~(here & table["drug"].eq(str(drug)))]
             sources = self._sources(table, str(species), str(drug), source)
+            if via != "A":
+                of_organ = table.loc[table["organ"].eq(str(organ)) & table["drug"].eq(str(drug)), "species"]
+                sources = [name for name in sources if name in set(of_organ)] or sources
             z, moved = self._moved(table, controls, str(species), str(organ), str(drug), sources, via, batch_size)
             predicted = self._decoded(moved, genes, s, batch_size)
             if output == "change":
@@ -205,8 +213,15 @@ class ArithmeticMixin:
         ``var["is_imputed"]``; ``layers["predicted"]`` has the prediction of all genes.
         """
         self._check_if_trained(warn=False)
+        self._check_stage("samples", "it has no decoder")
         s = self._species_of(species)
+        if not isinstance(adata, AnnData):
+            raise TypeError(f"adata must be an AnnData, but got {type(adata).__name__}.")
         key = self.registry["setup_args"]["species_key"]
+        if key in adata.obs and (other := sorted(set(adata.obs[key].astype(str)) - {str(species)})):
+            raise ValueError(f"adata has samples of other species than {species!r} in obs[{key!r}]: {examples(other)}.")
+        if adata.isbacked:
+            adata = adata.to_memory()
         named = AnnData(adata.X, obs=adata.obs.copy(), var=adata.var) if self._layer is None else adata.copy()
         named.obs[key] = str(species)
         z = self.get_latent_representation(named, batch_size)
@@ -270,6 +285,10 @@ class ArithmeticMixin:
         moved = []
         for name in sources:
             organs = [q for q in self.organs_ if {(name, q, drug), (name, q, control)} <= set(means)]
+            if not organs:
+                raise ValueError(
+                    f"The training has no controls of the organs of {name!r} that have samples of {drug!r}."
+                )
             organs = [organ] if organ in organs else organs
             effect = np.mean([means[name, q, drug] - means[name, q, control] for q in organs], axis=0)
             a = z + effect
@@ -302,10 +321,12 @@ class ArithmeticMixin:
             self.units_.change
         )
         changes = measured.reshape(-1, n_organs, n_drugs)
-        residuals = changes - self._predicted_changes(species)
+        measured_genes = ~np.isnan(measured).all(axis=1)
+        residuals = np.nan_to_num(changes - self._predicted_changes(species))
         there = np.asarray(self.is_measured_[species])
         # of drugs measured in one organ, as much is shared as of the changes of the others
-        shares = [_intraclass(changes[:, there[:, k], k]) for k in range(n_drugs) if there[:, k].sum() > 1]
+        known = np.nan_to_num(changes[measured_genes])
+        shares = [_intraclass(known[:, there[:, k], k]) for k in range(n_drugs) if there[:, k].sum() > 1]
         usual = float(np.mean(shares)) if shares else 0.0
         shared = np.zeros((len(residuals), n_drugs), dtype=np.float32)
         for k in range(n_drugs):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.special import entr
 
 from ._gene_map import assignment, similarity_of
+
+# organs and level of genes tell as much as two shared conditions; a further eight, and half of the rest is carried over
+_OTHER_EVIDENCE, _HALF = 2.0, 8.0
 
 
 class ExperimentMixin:
@@ -26,16 +29,19 @@ class ExperimentMixin:
         r"""Organs and drugs that, measured next, would tell most about all that was not measured.
 
         The change under drug :math:`k` in organ :math:`o` of species :math:`s` is taken as a sum of what belongs to the drug, the
-        organ, both together, and the species in addition, independent and of variances :math:`v_a, v_b, v_c, v_s` over genes,
-        as the model has found them:
+        organ, and both together, independent and of variances :math:`v_a, v_b, v_c` over genes, which are those of the
+        measured changes; a share :math:`q` of it can be told from the other species, by the map of genes:
 
         .. math::
 
-            \mathrm{cov}[(s,o,k), (s',o',k')] = v_a [k{=}k'] + v_b [o{=}o'] + v_c [o{=}o', k{=}k'] + v_s [s{=}s', o{=}o', k{=}k'].
+            \mathrm{cov}[(s,o,k), (s',o',k')] = (v_a [k{=}k'] + v_b [o{=}o'] + v_c [o{=}o', k{=}k'])
+                \cdot \begin{cases} 1 & s = s' \\ q & s \ne s' \end{cases}, \qquad
+            q = \frac{2 + n}{10 + n},
 
-        Given what was measured, with the variance :math:`v_n` of a measurement's noise, an experiment :math:`i` reduces the
-        remaining variance of all by :math:`\sum_j \mathrm{cov}_{ij}^2 / (\mathrm{var}_i + v_n)`. The best is chosen, taken as
-        measured, and so on: a batch does not measure the same thing twice. The paper has the idea only; this is ours.
+        with the number :math:`n` of organs and drugs that were measured in more than one species: the more, the less ambiguous the
+        map. Given what was measured, with the variance :math:`v_n` of noise, the experiment is chosen after which the least
+        variance is left, taken as measured, and so on: a batch does not measure the same thing twice, but has species measure
+        the same where that helps to map genes. The paper has the idea only; this is ours.
 
         Parameters
         ----------
@@ -47,7 +53,7 @@ class ExperimentMixin:
             How much more genes count that the model cannot map to one gene of another species: a gene has weight 1 + this times
             the entropy of its assignment, relative to its largest. 0: all count alike.
         noise
-            :math:`v_n`, in units of the mean square of all changes; by default that of the residuals of the model.
+            :math:`v_n`, in units of the mean square of all changes; by default a quarter of what is neither the drug's nor the organ's.
 
         Returns
         -------
@@ -66,7 +72,7 @@ class ExperimentMixin:
         self._check_if_trained(warn=False)
         if len(self.drugs_) < 2:
             raise ValueError("The model was set up without drugs: there is nothing to suggest.")
-        if not isinstance(n, int) or n < 1:
+        if not isinstance(n, Integral) or n < 1:
             raise ValueError(f"n={n!r} must be a whole number of at least 1.")
         if not ambiguity_weight >= 0:
             raise ValueError(f"ambiguity_weight={ambiguity_weight!r} must not be negative.")
@@ -79,16 +85,28 @@ class ExperimentMixin:
             if not noise > 0:
                 raise ValueError(f"noise={noise!r} must be positive.")
             variances["noise"] = float(noise)
-        covariance = condition_covariance(cells, variances)
         observed = measured[tuple(cells.T)]
-        covariance = condition_on(covariance, np.flatnonzero(observed), variances["noise"])
-        total = np.trace(covariance)
+        chosen, rows = list(np.flatnonzero(observed)), []
         possible = ~observed & np.isin(cells[:, 0], wanted)
-        rows = []
+        now = measured.copy()
+        total = None
         while len(rows) < n and possible.any():
-            variance = np.diagonal(covariance)
-            gains = np.where(possible, (covariance**2).sum(axis=1) / (variance + variances["noise"]), -np.inf)
-            i = int(gains.argmax())
+            times = now.sum(axis=0)
+            n_shared = int((times > 1).sum())
+            makes_shared = times[tuple(cells[:, 1:].T)] == 1
+            before = np.trace(self._left(cells, variances, n_shared, chosen))
+            total = before if total is None else total
+            gains, own = np.full(len(cells), -np.inf), np.zeros(len(cells))
+            for shared in (False, True):
+                which = possible & (makes_shared == shared)
+                if which.any():
+                    left = self._left(cells, variances, n_shared + shared, chosen)
+                    variance = np.diagonal(left)
+                    after = np.trace(left) - (left**2).sum(axis=1) / (variance + variances["noise"])
+                    gains[which], own[which] = before - after[which], variance[which]
+            # of equally good ones, in the species with the fewest
+            few = -now.sum(axis=(1, 2))[cells[:, 0]] * 1e-9 * total
+            i = int((gains + few).argmax())
             s, o, k = cells[i]
             rows.append(
                 {
@@ -96,7 +114,7 @@ class ExperimentMixin:
                     "organ": self.organs_[o],
                     "drug": self.drugs_[k + 1],
                     "gain": gains[i] / total if total > 0 else 0.0,
-                    "variance": variance[i] / total if total > 0 else 0.0,
+                    "variance": own[i] / total if total > 0 else 0.0,
                     "n_organs_of_drug": int(measured[:, :, k].any(axis=0).sum()),
                     "n_drugs_of_organ": int(measured[:, o].any(axis=0).sum()),
                     "measured_in": ", ".join(self.species_[j] for j in np.flatnonzero(measured[:, o, k])),
@@ -104,7 +122,8 @@ class ExperimentMixin:
             )
             rows[-1]["reason"] = _reason(rows[-1], rows[:-1], len(self.organs_), len(self.drugs_) - 1)
             possible[i] = False
-            covariance = condition_on(covariance, np.array([i]), variances["noise"])
+            now[s, o, k] = True
+            chosen.append(i)
         return pd.DataFrame(
             rows,
             columns=[
@@ -120,40 +139,36 @@ class ExperimentMixin:
             ],
         )
 
-    @torch.inference_mode()
+    @staticmethod
+    def _left(cells: np.ndarray, variances: dict[str, float], n_shared: int, chosen: list[int]) -> np.ndarray:
+        """Covariance that is left after the chosen were measured."""
+        covariance = condition_covariance(cells, variances, share_carried(n_shared))
+        return condition_on(covariance, np.array(chosen, dtype=int), variances["noise"])
+
     def _variances(self, ambiguity_weight: float) -> dict[str, float]:
-        """Mean squares over genes of the parts of a change, in units of the mean square of all changes."""
-        self.module.eval()
-        n_changes = len(self.organs_) * (len(self.drugs_) - 1)
-        z = [self._vectors(np.flatnonzero(self._gene_species == s), s) for s in range(len(self.species_))]
-        weights = np.concatenate(self._ambiguity(ambiguity_weight))
-        vectors = torch.cat(z)
-        w = torch.from_numpy(weights / weights.sum()).to(vectors)
-        second = vectors.T @ (vectors * w[:, None])
-        head = self.module.reactome
-
-        def mean_square(parameter: torch.Tensor, rows: np.ndarray | None = None) -> float:
-            flat = parameter.reshape(-1, parameter.shape[-1])
-            if rows is not None:
-                flat = flat[torch.from_numpy(rows).to(flat.device)]
-            return float(((flat @ second) * flat).sum(dim=1).mean()) if len(flat) else 0.0
-
-        known = np.asarray(self.is_measured_).any(axis=0)
-        residual = np.full(len(weights), np.nan)
-        for s in range(len(self.species_)):
-            own = np.flatnonzero(self._gene_species == s)
-            error = self.features_[own][:, :n_changes] - self._predicted_features(s)[:, :n_changes]
-            residual[own] = np.nanmean(error**2, axis=1)
-        order = np.concatenate([np.flatnonzero(self._gene_species == s) for s in range(len(self.species_))])
-        remaining = float(np.average(residual[order], weights=weights))
-        return {
-            "drug": mean_square(head.drug),
-            "organ": mean_square(head.organ),
-            "both": mean_square(head.interaction, np.flatnonzero(known.ravel())),
-            # what no other species shares cannot be told from noise without more data: half and half
-            "species": remaining / 2,
-            "noise": remaining / 2,
-        }
+        """Mean products over genes of changes that have drug or organ in common, by what is measured; units of the training."""
+        n_organs, n_drugs = len(self.organs_), len(self.drugs_) - 1
+        measured = np.asarray(self.is_measured_).reshape(len(self.species_), -1)
+        organ, drug = np.divmod(np.arange(n_organs * n_drugs), n_drugs)
+        same_organ, same_drug = organ[:, None] == organ, drug[:, None] == drug
+        found: dict[str, list] = {"all": [], "drug": [], "organ": [], "neither": []}
+        for s, weights in enumerate(self._ambiguity(ambiguity_weight)):
+            x = np.nan_to_num(self.features_[self._gene_species == s][:, : n_organs * n_drugs])
+            products = (x * weights[:, None]).T @ x / weights.sum()
+            pairs = np.outer(measured[s], measured[s])
+            found["all"].append(products[pairs & same_organ & same_drug])
+            found["drug"].append(products[pairs & same_drug & ~same_organ])
+            found["organ"].append(products[pairs & same_organ & ~same_drug])
+            found["neither"].append(products[pairs & ~same_organ & ~same_drug])
+        mean = {key: np.mean(both) if len(both := np.concatenate(x)) else np.nan for key, x in found.items()}
+        total = mean["all"] if mean["all"] > 0 else 1.0
+        common = max(np.nan_to_num(mean["neither"]), 0.0)
+        # where nothing tells, half of the variance is the drug's
+        of_drug = _within(mean["drug"] - common, total, total / 2)
+        of_organ = _within(mean["organ"] - common, total - of_drug, 0.0)
+        rest = max(total - of_drug - of_organ, 0.1 * total)
+        # noise cannot be told from what belongs to both: a quarter
+        return {"drug": of_drug, "organ": of_organ, "both": 0.75 * rest, "noise": 0.25 * rest}
 
     def _ambiguity(self, weight: float) -> list[np.ndarray]:
         """Weights of the genes of every species, 1 and more for genes that could be mapped to many."""
@@ -172,16 +187,16 @@ class ExperimentMixin:
         return weights
 
 
-def condition_covariance(cells: np.ndarray, variances: dict[str, float]) -> np.ndarray:
+def condition_covariance(cells: np.ndarray, variances: dict[str, float], carried: float) -> np.ndarray:
     """Covariance of changes, shape ``(n_cells, n_cells)``; ``cells`` are species, organ and drug as numbers."""
     species, organ, drug = ((column[:, None] == column) for column in cells.T)
-    both = organ & drug
-    return (
-        variances["drug"] * drug
-        + variances["organ"] * organ
-        + variances["both"] * both
-        + variances["species"] * (both & species)
-    ).astype(float)
+    within = variances["drug"] * drug + variances["organ"] * organ + variances["both"] * (organ & drug)
+    return np.where(species, 1.0, carried) * within
+
+
+def share_carried(n_shared: int) -> float:
+    """Share of a change that the map of genes carries to another species, by the conditions that species have in common."""
+    return (_OTHER_EVIDENCE + n_shared) / (_OTHER_EVIDENCE + n_shared + _HALF)
 
 
 def condition_on(covariance: np.ndarray, observed: np.ndarray, noise: float) -> np.ndarray:
@@ -205,3 +220,8 @@ def _reason(row: dict, before: list[dict], n_organs: int, n_drugs: int) -> str:
         f"{found}; {row['drug']} in {row['n_organs_of_drug']} of {n_organs} organs{also}; "
         f"{row['organ']} with {row['n_drugs_of_organ']} of {n_drugs} drugs"
     )
+
+
+def _within(value: float, high: float, otherwise: float) -> float:
+    """A value between 0 and a limit, or another where there is none."""
+    return otherwise if np.isnan(value) else float(min(max(value, 0.0), high))

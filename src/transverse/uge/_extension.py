@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from typing import Self
 
 import numpy as np
@@ -20,9 +21,7 @@ from ._constants import UGE_KEYS
 from ._features import FeatureUnits
 
 _SPECIES_LAYERS = ("genes.projections", "sample_projections")
-_HEADS = ("organ_head.", "drug_head.")
-# score of a new organ or drug until samples of it were trained on
-_NEVER = -10.0
+_TOKENS = "encoder.conditions."
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class ExtensionMixin:
     """A model of more genes, species, organs or drugs from a trained one."""
 
     @classmethod
-    def load_query_data(cls, adata: AnnData, reference_model: Self | str) -> Self:
+    def load_query_data(cls, adata: AnnData, reference_model: Self | str | PathLike) -> Self:
         """Add genes, species, organs or drugs to a trained model, with all that it has learnt frozen.
 
         What is new gets parameters of its own, and only these are trained: the vectors of new genes, the projections of a new
@@ -90,7 +89,10 @@ class ExtensionMixin:
             If the reference is not trained, a gene is of another species than in the reference, genes are missing, or values
             are not log-normalised.
         """
-        reference = cls.load(reference_model, adata=False) if isinstance(reference_model, str) else reference_model
+        if isinstance(reference_model, str | PathLike):
+            reference = cls.load(str(reference_model), adata=False)
+        else:
+            reference = reference_model
         if not reference.is_trained_:
             raise ValueError("reference_model is not trained: train it before it is extended.")
         arguments = reference.registry["setup_args"]
@@ -98,6 +100,7 @@ class ExtensionMixin:
         check_columns(adata, {argument: [key] for argument, key in keys.items()})
         species_blocks(adata, keys["species_key"], genes_suffice=True)
         check_log_normalized(adata, arguments["layer"])
+        _check_controls(adata, arguments, reference.drugs_)
         padded = _with_genes_of(reference, adata, keys["species_key"], arguments["layer"])
         for argument, registered in (
             ("species_key", UGE_KEYS.SPECIES_KEY),
@@ -114,7 +117,18 @@ class ExtensionMixin:
         options = reference.init_params_["non_kwargs"]
         kept = ("preset", "n_latent", "n_top_genes", "value_mode", "n_bins", "condition_keys", "weights")
         model = cls(padded, **{key: options[key] for key in kept}, **reference.init_params_["kwargs"]["kwargs"])
+        of_both = (model, reference)
+        sizes = [(len(m.var_names_), len(m.species_), len(m.organs_), len(m.drugs_)) for m in of_both]
+        if sizes[0] == sizes[1]:
+            raise ValueError(
+                "adata has no new genes, species, organs or drugs: there is nothing to add to the reference."
+            )
         _copy_parameters(reference.module, model.module)
+        model.unlearnt_ = {
+            "organ": [name for name in model.organs_ if name not in reference.organs_] + reference.unlearnt_["organ"],
+            "drug": [name for name in model.drugs_ if name not in reference.drugs_] + reference.unlearnt_["drug"],
+        }
+        model.trained_stages_ = list(reference.trained_stages_)
         model.reference_ = Reference(
             {name: tuple(value.shape) for name, value in reference.module.named_parameters()},
             reference.features_,
@@ -134,12 +148,30 @@ class ExtensionMixin:
             if shape is None:
                 continue
             new = torch.ones_like(parameter)
-            new[_part(shape)] = 0
+            new[_part(_known_shape(name, shape, parameter))] = 0
+            if name.startswith(_TOKENS):
+                new[-1] = 0
             if not new.any():
                 parameter.requires_grad_(False)
             else:
                 hooks.append(parameter.register_hook(lambda gradient, new=new: gradient * new.to(gradient.device)))
         return hooks
+
+
+def _check_controls(adata: AnnData, arguments: dict, drugs: list[str]) -> None:
+    """Raise unless every new drug has control samples of the same species and an organ that it was given in."""
+    if arguments["drug_key"] is None:
+        return
+    keys = [arguments[key] for key in ("species_key", "organ_key", "drug_key")]
+    obs = adata.obs[keys].astype(str).set_axis(["species", "organ", "drug"], axis=1)
+    control = set(obs.loc[obs["drug"] == drugs[0], ["species", "organ"]].itertuples(index=False, name=None))
+    for drug in sorted(set(obs["drug"]) - {*drugs, str(arguments["unlabeled_category"])}):
+        given = set(obs.loc[obs["drug"] == drug, ["species", "organ"]].itertuples(index=False, name=None))
+        if not given & control:
+            raise ValueError(
+                f"There are no control samples ({drugs[0]!r}) of the organs that the new drug {drug!r} was given in: "
+                f"{examples(sorted(' of '.join(pair[::-1]) for pair in given))}."
+            )
 
 
 def _with_genes_of(reference, adata: AnnData, species_key: str, layer: str | None) -> AnnData:
@@ -173,6 +205,13 @@ def _with_genes_of(reference, adata: AnnData, species_key: str, layer: str | Non
     return AnnData(x, obs=obs, var=var) if layer is None else AnnData(obs=obs, var=var, layers={layer: x})
 
 
+def _known_shape(name: str, shape: tuple[int, ...], parameter: torch.Tensor) -> tuple[int, ...]:
+    """What keeps its place in a larger parameter: all, but the token of unknown conditions, which is the last."""
+    if name.startswith(_TOKENS) and shape[0] < len(parameter):
+        return (shape[0] - 1, *shape[1:])
+    return tuple(shape)
+
+
 def _part(shape: tuple[int, ...]) -> tuple[slice, ...]:
     """Where in a parameter of an extended model that of its reference is, which has this shape."""
     return tuple(slice(0, size) for size in shape)
@@ -185,11 +224,10 @@ def _copy_parameters(source: nn.Module, target: nn.Module) -> None:
         for name, parameter in target.named_parameters():
             if name in old:
                 value = old[name].to(parameter.device)
-                parameter[_part(value.shape)] = value
-                if name.startswith(_HEADS) and value.shape != parameter.shape and name.split(".")[1] == "3":
-                    parameter[len(value) :] = 0.0 if value.ndim == 2 else _NEVER
-                if name.startswith("encoder.conditions.") and value.shape != parameter.shape:
-                    parameter[-1] = value[-1]  # the last is that of samples whose condition is not known
+                part = _part(_known_shape(name, value.shape, parameter))
+                parameter[part] = value[part]
+                if name.startswith(_TOKENS):
+                    parameter[-1] = value[-1]
                 continue
             layer, rest = next(
                 (layer, name.removeprefix(layer + ".").split(".", 1)[1])

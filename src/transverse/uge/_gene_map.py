@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -22,8 +23,9 @@ _TINY = np.finfo(np.float32).tiny
 def assignment(similarity: np.ndarray, temperature: float, n_iterations: int = 50) -> np.ndarray:
     r"""Log-probabilities of a soft assignment of rows to columns (Sinkhorn).
 
-    :math:`\log \pi_{ij} = S_{ij} / \tau - a_i - b_j`, with :math:`a` and :math:`b` such that rows and then columns sum to 1,
-    in turns: a gene that is close to all others is not the match of all of them.
+    :math:`\log \pi_{ij} = S_{ij} / \tau - a_i - b_j`, with :math:`a` and :math:`b` such that rows and then columns sum to
+    the same (1, times rows for each column where there are not as many), in turns: a gene that is close to all others is not the
+    match of all of them.
 
     Parameters
     ----------
@@ -40,9 +42,10 @@ def assignment(similarity: np.ndarray, temperature: float, n_iterations: int = 5
     # products with a matrix of probabilities, many times faster than sums of exponentials; what is below 1e-38 is 0
     kernel = np.exp(logits)
     columns = np.ones(kernel.shape[1], dtype=np.float32)
+    share = np.float32(kernel.shape[0] / kernel.shape[1])
     for _ in range(n_iterations):
         rows = 1 / np.maximum(kernel @ columns, _TINY)
-        columns = 1 / np.maximum(rows @ kernel, _TINY)
+        columns = share / np.maximum(rows @ kernel, _TINY)
     logits += np.log(columns)
     return logits - logsumexp(logits, axis=1, keepdims=True)
 
@@ -128,7 +131,7 @@ class GeneMapMixin:
             raise ValueError(f"method={method!r} must be 'assignment' or 'nearest'.")
         if not temperature > 0:
             raise ValueError(f"temperature={temperature!r} must be positive.")
-        if not isinstance(n_top, int) or n_top < 1:
+        if not isinstance(n_top, Integral) or n_top < 1:
             raise ValueError(f"n_top={n_top!r} must be a whole number of at least 1.")
         names = [np.array(self.var_names_, dtype=object)[self._gene_species == i] for i in (s, t)]
         if genes is not None and (unknown := [gene for gene in genes if gene not in set(names[0])]):

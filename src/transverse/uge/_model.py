@@ -96,6 +96,9 @@ class UGE(
             raise ValueError(f"preset={preset!r} must be one of {', '.join(map(repr, PRESETS))}.")
         if value_mode not in ("continuous", "binned"):
             raise ValueError(f"value_mode={value_mode!r} must be 'continuous' or 'binned'.")
+        for name, value, least in (("n_latent", n_latent, 1), ("n_top_genes", n_top_genes, 1), ("n_bins", n_bins, 2)):
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}.")
         if unknown := sorted(set(weights or {}) - set(LOSSES)):
             raise ValueError(f"Unknown terms in weights: {examples(unknown)}. There are: {examples(LOSSES, 10)}.")
         arguments = self.registry["setup_args"]
@@ -108,6 +111,8 @@ class UGE(
             of_gene = adata.var[arguments["species_key"]].astype(str)
             # a local, so that it is saved with the other arguments: a model without data needs it
             gene_species = [self.species_.index(name) for name in of_gene]
+        if gene_species is None:
+            raise ValueError("gene_species is needed where there is no adata: the number of every gene's species.")
         sizes = {"organ": len(self.organs_) + 1, "drug": len(self.drugs_) + 1}
         if unknown := [key for key in condition_keys if key not in sizes]:
             raise ValueError(f"Unknown condition_keys: {examples(unknown)}. There are: 'organ', 'drug'.")
@@ -122,6 +127,8 @@ class UGE(
             **{**PRESETS[preset], **kwargs},
         )
         self.reference_ = None
+        self.trained_stages_: list[str] = []
+        self.unlearnt_: dict[str, list[str]] = {"organ": [], "drug": []}
         self._derived: dict = {}  # what was computed from the trained model, for the next time
         self.var_names_ = [str(name) for name in self.get_var_names()]
         self._model_summary_string = (
@@ -271,27 +278,29 @@ class UGE(
         **trainer_kwargs
             Keyword arguments of :class:`scvi.train.Trainer`.
         """
-        epochs = {"genes": 30, "samples": 30}
-        epochs |= (
-            dict(max_epochs)
-            if isinstance(max_epochs, Mapping)
-            else dict.fromkeys(epochs, max_epochs)
-            if max_epochs
-            else {}
-        )
+        stages = list(stages)
+        epochs = _epochs(max_epochs, stages)
+        for name, value in (("n_tokens", n_tokens), ("genes_per_batch", genes_per_batch), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        if not 0 <= translated <= 1:
+            raise ValueError(f"translated={translated} must be between 0 and 1.")
+        labels = self._labels(label_species)
         loader_kwargs = dict(datasplitter_kwargs or {})
         train, validation = self._split(
             loader_kwargs, hold_out, train_size, validation_size, shuffle_set_split, early_stopping
         )
+        if early_stopping and "samples" in stages and not len(validation):
+            raise ValueError("early_stopping needs samples to validate on: choose a train_size below 1.")
         self._fit_features(train, profile_weight, level_weight)
-        self._remember(train)
+        self._remember(np.concatenate([train, validation]))
         self.training_samples_ = self.adata.obs_names[train].tolist()
         species = self.adata_manager.get_from_registry(UGE_KEYS.SPECIES_KEY).ravel().astype(int)
         dataset = BatchDataset(
             self.adata_manager,
             self.features_,
             self.gene_means_,
-            self._labels(label_species),
+            labels,
             self._conditions(),
             self.module.encoder.n_bins,
         )
@@ -320,12 +329,13 @@ class UGE(
                 stage_kwargs.setdefault("check_val_every_n_epoch", 1)
             plan: dict = {"lr": 1e-2} if stage == "genes" else {"lr": 5e-4, "gene_lr": 1e-3}
             hooks = [] if self.reference_ is None else self._freeze()
-            if hooks:  # weights decay without a gradient, too
+            plan |= plan_kwargs or {}
+            if self.reference_ is not None:  # weights decay without a gradient, too
                 plan["weight_decay"] = 0.0
             self.module.train()
             runner = self._train_runner_cls(
                 self,
-                training_plan=self._training_plan_cls(self.module, **{**plan, **(plan_kwargs or {})}),
+                training_plan=self._training_plan_cls(self.module, **plan),
                 data_splitter=splitter,
                 max_epochs=epochs[stage],
                 accelerator=accelerator,
@@ -334,25 +344,56 @@ class UGE(
                 **stage_kwargs,
             )
             before = self.history_ if isinstance(self.history_, dict) else {}
+            was_trained = self.is_trained_
             self.is_trained_ = False  # or what is new in the history of this stage is left out
             self._derived.clear()
             try:
                 runner()
             finally:
                 self._derived.clear()
+                self.is_trained_ |= was_trained
                 for hook in hooks:
                     hook.remove()
             self._join_history(before, stage)
+            self.trained_stages_ = [*self.trained_stages_, stage]
+            if stage == "samples":
+                self._learnt(labels, train)
+
+    def _learnt(self, labels: dict[str, np.ndarray], train: np.ndarray) -> None:
+        """Forget of organs and drugs that they are new."""
+        for key, names in (("organ", self.organs_), ("drug", self.drugs_)):
+            seen = {names[i] for i in np.unique(labels[key][train]) if i >= 0}
+            self.unlearnt_[key] = [name for name in self.unlearnt_[key] if name not in seen]
 
     def _join_history(self, before: dict[str, pd.DataFrame], stage: str) -> None:
         """Put the history of a stage behind that of the stages before, and name it."""
-        if not isinstance(self.history_, dict):  # a logger of the user's
+        if not isinstance(self.history_, dict) or "train_loss" not in self.history_:  # another's logger, or process
             return
         start = len(before.get("stage", ()))
         epochs = pd.RangeIndex(start, start + len(self.history_["train_loss"]), name="epoch")
         new = {key: table.set_axis(table.index + start) for key, table in self.history_.items()}
         new["stage"] = pd.DataFrame({"stage": stage}, index=epochs, dtype=object)
         self.history_ = before | {key: pd.concat([before[key], x]) if key in before else x for key, x in new.items()}
+
+
+def _epochs(max_epochs, stages: list[str]) -> dict[str, int]:
+    """Epochs by stage."""
+    epochs = {"genes": 30, "samples": 30}
+    if not stages or (unknown := sorted(set(stages) - set(epochs))):
+        raise ValueError(
+            f"stages={stages} must be of 'genes' and 'samples'" + (f", not {unknown[0]!r}." if stages else ".")
+        )
+    if isinstance(max_epochs, Mapping):
+        if unknown := sorted(set(max_epochs) - set(epochs)):
+            raise ValueError(f"max_epochs has unknown stages: {examples(unknown)}. There are: 'genes', 'samples'.")
+        epochs |= max_epochs
+    elif max_epochs is not None:
+        epochs = dict.fromkeys(epochs, max_epochs)
+    if wrong := [stage for stage in stages if epochs[stage] < 1]:
+        raise ValueError(
+            f"max_epochs={max_epochs} must be at least 1 in the stage {wrong[0]!r}; leave it out of stages."
+        )
+    return epochs
 
 
 def _check_species(adata: AnnData, species_key: str, drug_key: str | None, control: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,12 @@ from transverse._validation import check_log_normalized, check_obs_key, check_un
 
 from ._batches import bin_values
 from ._constants import UGE_KEYS
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise unless it is a number of samples."""
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1.")
 
 
 class SampleMixin:
@@ -59,13 +66,17 @@ class SampleMixin:
         self._check_if_trained(warn=False)
         if key not in ("organ", "drug"):
             raise ValueError(f"key={key!r} must be 'organ' or 'drug'.")
-        names = self.organs_ if key == "organ" else self.drugs_
+        self._check_stage("samples", "its classifiers know nothing")
+        names = list(self.organs_ if key == "organ" else self.drugs_)
         if len(names) < 2:
             raise ValueError(f"There is only one {key}, {names[0]!r}: nothing to tell apart.")
         head = self.module.organ_head if key == "organ" else self.module.drug_head
         z = self.get_latent_representation(adata, batch_size)
         with torch.inference_mode():
-            p = head(torch.from_numpy(z).to(self.module.device)).softmax(dim=1).cpu().numpy()
+            scores = head(torch.from_numpy(z).to(self.module.device))
+            if new := [names.index(name) for name in self.unlearnt_[key]]:
+                scores[:, new] = -torch.inf
+            p = scores.softmax(dim=1).cpu().numpy()
         order = np.argsort(-p, axis=1, kind="stable")
         rows, names = np.arange(len(p)), np.array(names, dtype=object)
         table = {
@@ -76,6 +87,12 @@ class SampleMixin:
         }
         table |= {f"p({name})": p[:, i] for i, name in enumerate(names)}
         return pd.DataFrame(table, index=self._samples(adata).obs_names)
+
+    def _check_stage(self, stage: str, why: str) -> None:
+        if stage not in self.trained_stages_:
+            raise ValueError(
+                f"The model was not trained in the stage {stage!r}: {why}. Train it with stages=[{stage!r}]."
+            )
 
     def _samples(self, adata: AnnData | None) -> AnnData:
         if adata is None or adata is self.adata:
@@ -111,8 +128,7 @@ class SampleMixin:
         self, adata: AnnData, of: np.ndarray, batch_size: int
     ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
         """Places in ``of`` of samples of one species, and what the encoder takes of them."""
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1.")
+        check_batch_size(batch_size)
         species = adata.obs[self.registry["setup_args"]["species_key"]].astype(str).to_numpy()
         where = pd.Index(adata.var_names).get_indexer(pd.Index(self.var_names_))
         matrix = adata.X if self._layer is None else adata.layers[self._layer]

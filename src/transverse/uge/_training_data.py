@@ -40,11 +40,18 @@ class TrainingDataMixin:
             out |= here
         external = kwargs.pop("external_indexing", None)
         if external is not None:
+            if len(external) < 2:
+                raise ValueError("external_indexing must have the samples of training and of validation.")
             train, validation = (np.sort(np.asarray(part, dtype=int)) for part in external[:2])
             return train[~out[train]], validation[~out[validation]]
-        size = (0.9 if validates else 1.0) if train_size is None else train_size
+        if validation_size is not None and not 0 <= validation_size < 1:
+            raise ValueError(f"validation_size={validation_size} must be at least 0 and below 1.")
+        usual = 0.9 if validates else 1.0
+        size = (usual if validation_size is None else 1 - validation_size) if train_size is None else train_size
         if not 0 < size <= 1:
             raise ValueError(f"train_size={train_size} must be above 0 and at most 1.")
+        if size + (validation_size or 0) > 1 + 1e-9:
+            raise ValueError(f"train_size={size} and validation_size={validation_size} are above 1 together.")
         left = rows[~out]
         units = left
         if self.registry["setup_args"]["animal_key"] is not None:
@@ -94,9 +101,11 @@ class TrainingDataMixin:
             )
         self.features_, self.gene_means_, self.is_measured_, self.units_ = values, mean, measured, found.units
 
-    def _remember(self, train: np.ndarray) -> None:
-        """The conditions that are trained on, whether or not they are in an average."""
-        conditions = set(zip(*(names[train] for names in self._condition_names()), strict=True))
+    def _remember(self, seen: np.ndarray) -> None:
+        """The conditions that are trained on, or choose the best epoch, whether or not they are in an average."""
+        conditions = set(zip(*(names[seen] for names in self._condition_names()), strict=True))
+        if self.is_trained_:
+            conditions |= {tuple(condition) for condition in self.training_conditions_}
         if self.reference_ is not None:
             conditions |= set(self.reference_.conditions)
         self.training_conditions_ = sorted(conditions)
@@ -145,8 +154,9 @@ class TrainingDataMixin:
         tokens = []
         for s, name in enumerate(self.species_):
             own = np.flatnonzero(self._gene_species == s)
-            if name not in there:  # genes of a model that this one extends
-                tokens.append(self.reference_.tokens[s])
+            if self.reference_ is not None and s < len(self.reference_.tokens):
+                new = own[own >= len(self.reference_.features)]
+                tokens.append(np.concatenate([self.reference_.tokens[s], new]))
                 continue
             variance = profiles.variance[there.index(name)][own]
             tokens.append(own if n_top is None else own[np.sort(np.argsort(-variance, kind="stable")[:n_top])])
