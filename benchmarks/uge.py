@@ -295,7 +295,7 @@ def extension(_: Path, seeds: list[int]) -> dict[str, pd.DataFrame]:
 
 
 def experiments(
-    _: Path, seeds: list[int], n_start: int = 6, batch: int = 4, n_batches: int = 6
+    _: Path, seeds: list[int], n_start: int = 6, batch: int = 4, n_batches: int = 4
 ) -> dict[str, pd.DataFrame]:
     """Error of the predicted changes of both species, all organs and drugs, after each batch."""
     rows = []
@@ -313,7 +313,7 @@ def experiments(
                 start.append(cell)
         start += [cell for cell in first if cell not in start][: max(0, n_start - len(start))]
         orders = {"suggested": None, "suggested, all genes alike": None}
-        orders |= {f"random {i}": [c for c in map(tuple, rng.permutation(cells)) if c not in start] for i in range(3)}
+        orders |= {f"random {i}": [c for c in map(tuple, rng.permutation(cells)) if c not in start] for i in range(2)}
         for name, order in orders.items():
             measured = list(start)
             for step in range(n_batches + 1):

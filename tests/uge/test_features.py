@@ -389,14 +389,14 @@ def test_a_held_out_condition_is_in_nothing(stacked, held_out):
     assert all(torch.equal(weights[name], others[name]) for name in weights)
     # and without holding it out they would not be
     third = build(wild(stacked, out), n_top_genes=20)
-    third.train(stages=(), accelerator="cpu")
+    third.train(stages=["genes"], max_epochs=1, accelerator="cpu")
     assert not same(third.features_, one.features_)
 
 
 def fit(adata, setup=None, **kwargs):
     """A model that has its features and is trained no further."""
     model = build(adata, setup=setup)
-    model.train(stages=(), accelerator="cpu", **kwargs)
+    model.train(stages=["genes"], max_epochs=1, accelerator="cpu", **kwargs)
     return model
 
 
@@ -446,7 +446,7 @@ def test_a_species_of_which_nothing_is_known_is_refused(stacked):
     stacked.obs["organ"] = organs
     model = build(stacked)
     with pytest.raises(ValueError, match=r"no control samples of a known organ of 'rat'.*Label some in obs\['organ'\]"):
-        model.train(stages=(), accelerator="cpu")
+        model.train(stages=["genes"], max_epochs=1, accelerator="cpu")
     assert not model.is_trained_
 
 

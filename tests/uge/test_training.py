@@ -113,7 +113,6 @@ def test_one_stage_alone(stacked, stage):
     assert ("masked_train" in model.history) == (stage == "samples")
 
 
-@pytest.mark.xfail(strict=False, reason="a name alone is taken letter by letter: stages=['g', 'e', 'n', ...]")
 def test_the_name_of_a_stage(caught):
     """As that of a species whose labels are learnt, it need be no list."""
     assert "counterparts" in caught(stages="samples")[3]
@@ -553,7 +552,6 @@ def test_a_training_that_fails_leaves_the_model_usable(stacked, held_out):
     assert all(np.array_equal(before[name], value) for name, value in state(model).items())
 
 
-@pytest.mark.xfail(strict=False, reason="the history of earlier trainings is lost where a stage fails")
 def test_a_training_that_fails_is_not_the_end_of_the_earlier(stacked, held_out):
     model = train(stacked, hold_out=held_out)
     n = len(model.history["train_loss"])

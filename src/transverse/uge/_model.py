@@ -278,7 +278,7 @@ class UGE(
         **trainer_kwargs
             Keyword arguments of :class:`scvi.train.Trainer`.
         """
-        stages = list(stages)
+        stages = [stages] if isinstance(stages, str) else list(stages)
         epochs = _epochs(max_epochs, stages)
         for name, value in (("n_tokens", n_tokens), ("genes_per_batch", genes_per_batch), ("batch_size", batch_size)):
             if value < 1:
@@ -351,7 +351,8 @@ class UGE(
                 runner()
             finally:
                 self._derived.clear()
-                self.is_trained_ |= was_trained
+                if was_trained and not self.is_trained_:  # it failed; what was trained before is there still
+                    self.is_trained_, self.history_ = True, before
                 for hook in hooks:
                     hook.remove()
             self._join_history(before, stage)
