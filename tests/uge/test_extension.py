@@ -83,7 +83,7 @@ def reference():
 def extend(model, adata, seed=0, **kwargs):
     scvi.settings.seed = seed
     extended = UGE.load_query_data(adata, model)
-    extended.train(**{"max_epochs": {"genes": 2, "samples": 2}, "n_tokens": 40} | kwargs, **QUIET)
+    extended.train(**{"max_epochs": {"genes": 1, "samples": 2}, "n_tokens": 40} | kwargs, **QUIET)
     return extended
 
 
@@ -545,7 +545,7 @@ def test_a_folder(tmp_path):
     scvi.settings.seed = 0
     model = UGE.load_query_data(query_data("drug"), str(tmp_path / "model"))
     assert changed_parts(model, reference()) == []
-    model.train(max_epochs={"genes": 2, "samples": 2}, n_tokens=40, **QUIET)
+    model.train(max_epochs={"genes": 1, "samples": 2}, n_tokens=40, **QUIET)
     assert changed_parts(model, reference()) == []
     assert model.drugs_ == extended("drug").drugs_ and same(model.features_, extended("drug").features_)
 
