@@ -433,7 +433,7 @@ def test_a_permission_to_leak_is_not_a_leak(trained, condition):
 def test_conditions_without_controls_count_as_trained_on(stacked):
     """They are in no reactome, but the samples' values and labels are learnt."""
     keep = ~is_of(stacked, "rat", "heart", "control")
-    model = train(stacked[keep].copy(), hold_out=[("rat", "heart", "drug B")])
+    model = train(stacked[keep].copy(), hold_out=[("rat", "heart", "drug B")], max_epochs=1)
     assert not model.is_measured_[1, model.organs_.index("heart")].any()
     with pytest.raises(ValueError, match="The model was trained on 'rat', 'heart', 'drug A'"):
         model.predict("rat", "heart", "drug A")
@@ -445,7 +445,7 @@ def test_conditions_without_controls_count_as_trained_on(stacked):
 def test_samples_of_unknown_drug_do_not_count(stacked):
     """Of nothing known to be it."""
     stacked.obs["drug"] = stacked.obs["drug"].astype(str).mask(is_of(stacked, "rat", "heart", "drug A"), "unknown")
-    model = train(stacked)
+    model = train(stacked, max_epochs=1)
     assert ("rat", "heart", "unknown") in model.training_conditions_
     assert model.drugs_ == ["control", "drug A", "drug B"]
     assert model.predict("rat", "heart", "drug A").uns["prediction"]["leak"] == "none"
@@ -491,7 +491,7 @@ def test_what_was_seen_in_an_earlier_training_is_not_forgotten(stacked, held_out
 
 
 def test_a_training_that_is_refused_changes_nothing(stacked, held_out, condition):
-    model = train(stacked, hold_out=held_out)
+    model = train(stacked, hold_out=held_out, max_epochs=1)
     before = everything(model, condition, stacked)
     with pytest.raises(KeyError, match="Unknown label_species"):
         model.train(label_species="cow", **QUIET)
@@ -502,7 +502,7 @@ def test_conditions_that_were_validated_on_are_refused(stacked, condition):
     out = is_of(stacked, *condition)
     rows = np.arange(stacked.n_obs)
     split = {"external_indexing": [rows[~out], rows[out]]}
-    model = train(stacked, datasplitter_kwargs=split, early_stopping=True)
+    model = train(stacked, datasplitter_kwargs=split, early_stopping=True, max_epochs=1)
     with pytest.raises(ValueError, match="trained on|validated on|validation"):
         model.predict(*condition)
 
@@ -576,7 +576,7 @@ def test_batch_sizes_are_refused(trained, condition, via):
 def test_nothing_to_carry_over(stacked):
     """No other species has the drug; the head says something all the same."""
     hold_out = [("mouse", q, "drug B") for q in ("brain", "heart", "kidney", "liver")] + [("rat", "heart", "drug B")]
-    model = train(stacked, hold_out=hold_out)
+    model = train(stacked, hold_out=hold_out, max_epochs=1)
     for via in ARITHMETIC:
         with pytest.raises(
             ValueError, match="The training has no samples of 'drug B' in another species to carry over"
@@ -596,7 +596,7 @@ def test_no_organ_in_common(stacked):
         np.where(of_rat, organs.isin(["brain", "heart"]), organs.isin(["kidney", "liver"]))
         | ((stacked.obs["species"] == "mouse") & (organs == "heart") & (stacked.obs["drug"] != "control")).to_numpy()
     )
-    model = train(stacked[keep].copy(), hold_out=[("rat", "heart", "drug A")])
+    model = train(stacked[keep].copy(), hold_out=[("rat", "heart", "drug A")], max_epochs=1)
     for via in ("B", "C"):
         with pytest.raises(ValueError, match="'rat' and 'mouse' have control samples of no organ in common"):
             model.predict("rat", "heart", "drug A", via=via)
@@ -611,7 +611,7 @@ def test_a_source_without_controls_of_the_drugs_organs(stacked):
     drop = is_of(stacked, "mouse", "heart", "control") | is_of(stacked, "rat", "heart", "drug A")
     for organ in ("brain", "kidney", "liver"):
         drop |= is_of(stacked, "mouse", organ, "drug A")
-    model = train(stacked[~drop].copy())
+    model = train(stacked[~drop].copy(), max_epochs=1)
     with pytest.raises(ValueError, match="controls?|carry over"):
         model.predict("rat", "heart", "drug A", via="A")
 
