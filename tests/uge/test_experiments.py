@@ -11,7 +11,7 @@ import transverse as tv
 from transverse.uge._experiments import condition_covariance, condition_on, share_carried
 
 from .conftest import train
-from .helpers import completed, genes_of, predicted, similarity, sinkhorn
+from .helpers import completed, genes_of, soft_map
 
 COLUMNS = [
     "species",
@@ -144,11 +144,11 @@ def variances_by_hand(model, ambiguity_weight):
 
 
 def ambiguity(model, species):
-    """Entropy of the assignment of the head's features, relative to its largest, over the other species."""
+    """Entropy of the map to each other species, relative to its largest, and their mean."""
     found = []
     for other in model.species_:
         if other != species:
-            p = np.exp(sinkhorn(similarity(predicted(model, species), predicted(model, other)), 0.02))
+            p = soft_map(model, species, other, 0.02)
             terms = np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0)
             found.append(-terms.sum(axis=1) / np.log(p.shape[1]))
     return np.mean(found, axis=0)

@@ -411,7 +411,6 @@ def test_new_classes_are_learnt_in_the_stage_of_samples():
     assert right["liver"] > 0.5 and right.drop("liver").mean() > 0.7, right
 
 
-@pytest.mark.xfail(strict=False, reason="at the default rate too little is learnt of few samples: 6 % are told")
 def test_a_new_class_of_few_samples():
     model = extend(sure_reference(), query_data("organ"), max_epochs={"genes": 1, "samples": 30})
     assert (model.predict_labels("organ")["label"] == "liver").mean() > 0.5

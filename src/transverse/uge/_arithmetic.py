@@ -35,7 +35,7 @@ class ArithmeticMixin:
     ) -> AnnData:
         r"""Predict the expression of an organ under a drug, in a species where it was not measured.
 
-        From every control sample :math:`i` of the organ in the species,
+        From every control sample :math:`i` of the organ in the species that is in the training,
 
         .. math::
 
@@ -72,7 +72,7 @@ class ArithmeticMixin:
 
         Returns
         -------
-        AnnData with a row for each control sample and the genes of the species: ``X`` is the prediction on the scale of the
+        AnnData with a row for each control sample of the training and the genes of the species: ``X`` is the prediction on the scale of the
         data, ``layers["control"]`` the sample it starts from; ``obs`` has the columns of the setup and ``control_sample``;
         ``uns["prediction"]`` says how, from which species, and whether there was a leak.
 

@@ -204,14 +204,10 @@ def bin_values(x: torch.Tensor, n_bins: int) -> torch.Tensor:
     n_bins
         Bins with that for 0.
     """
-    bins = torch.zeros(x.shape, dtype=torch.long)
+    x, there = x.float(), x > 0
     quantiles = torch.linspace(0, 1, n_bins)[1:-1]
-    for row, values in zip(bins, x, strict=True):
-        there = values > 0
-        if there.any():
-            edges = torch.quantile(values[there].float(), quantiles)
-            row[there] = 1 + torch.bucketize(values[there].float(), edges, right=True)
-    return bins
+    edges = torch.nanquantile(x.masked_fill(~there, torch.nan), quantiles, dim=1).T.contiguous()
+    return torch.where(there, 1 + torch.searchsorted(edges, x.contiguous(), right=True), 0)
 
 
 class BatchSplitter(DataSplitter):

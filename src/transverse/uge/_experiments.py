@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 from scipy.special import entr
 
-from ._gene_map import assignment, similarity_of
-
 # organs and level of genes tell as much as two shared conditions; a further eight, and half of the rest is carried over
 _OTHER_EVIDENCE, _HALF = 2.0, 8.0
 
@@ -175,14 +173,15 @@ class ExperimentMixin:
         sizes = [int((self._gene_species == s).sum()) for s in range(len(self.species_))]
         if weight == 0:
             return [np.ones(size) for size in sizes]
-        features = [self._predicted_features(s) for s in range(len(self.species_))]
         weights = []
-        for s, own in enumerate(features):
+        for s in range(len(sizes)):
             entropies = []
-            for t, other in enumerate(features):
-                if s != t:
-                    p = np.exp(assignment(similarity_of(own, other), 0.02))
-                    entropies.append(entr(p).sum(axis=1) / np.log(len(other)))
+            for t in range(len(sizes)):
+                if s != t:  # of the likeliest genes, which hold nearly all
+                    shares = self._soft_map(s, t, 0.02)
+                    entropy = shares.copy()
+                    entropy.data = entr(shares.data)
+                    entropies.append(np.asarray(entropy.sum(axis=1)).ravel() / np.log(sizes[t]))
             weights.append(1 + weight * np.mean(entropies, axis=0))
         return weights
 

@@ -65,7 +65,8 @@ class ExtensionMixin:
         What is new gets parameters of its own, and only these are trained: the vectors of new genes, the projections of a new
         species, the vectors of new organs and drugs in the head of reactomes and their rows in the classifiers. So a new drug
         can be learnt from a few samples of one organ (few-shot), and a new species without those of the others. In most cases
-        ``train(stages=["genes"])`` is enough.
+        ``train(stages=["genes"])`` is enough. The stage of samples teaches the classifiers new organs and drugs; give samples of the
+        known ones as well, or the new are told in their place.
 
         Parameters
         ----------
