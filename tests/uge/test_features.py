@@ -313,7 +313,7 @@ def test_samples_that_are_left_out_are_in_no_value(is_sparse, animal_key):
         adata.X = dense(adata.X)
     obs = adata.obs
     out = ((obs["species"] == "rat") & (obs["organ"] == "brain") & (obs["drug"] == "A")).to_numpy()
-    out |= np.random.default_rng(0).random(adata.n_obs) < 0.3  # of an animal some samples, too
+    out = out | (np.random.default_rng(0).random(adata.n_obs) < 0.3)  # of an animal some samples, too
     one, other = (features(data, ~out, animal_key=animal_key) for data in (adata, wild(adata, out)))
     assert same(one.values, other.values) and same(one.mean, other.mean) and one.units == other.units
     without = adata[~out].copy()
@@ -452,7 +452,7 @@ def test_a_species_of_which_nothing_is_known_is_refused(stacked):
 
 def test_held_out_controls_are_in_no_mean(stacked):
     rows = ((stacked.obs["species"] == "rat") & (stacked.obs["organ"] == "liver")).to_numpy()
-    rows &= (stacked.obs["drug"] == "control").to_numpy()
+    rows = rows & (stacked.obs["drug"] == "control").to_numpy()
     options = {"hold_out": [("rat", "liver", "control")]}
     one, other = (fit(data, **options) for data in (stacked, wild(stacked, rows)))
     assert same(one.features_, other.features_) and same(one.gene_means_, other.gene_means_)

@@ -11,7 +11,7 @@ import torch
 
 import transverse as tv
 from transverse.uge import UGE
-from transverse.uge._arithmetic import _intraclass
+from transverse.uge._reactome import _intraclass
 
 from .conftest import QUIET, build, dense, same, train
 from .helpers import (

@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 
 from transverse._groups import dense
@@ -19,7 +18,7 @@ _WAYS = ("map", "reactome", "A", "B", "C")
 
 
 class ArithmeticMixin:
-    """Predictions of conditions, reactomes and genes."""
+    """Predictions of conditions."""
 
     def predict(
         self,
@@ -150,91 +149,6 @@ class ArithmeticMixin:
         }
         return pred
 
-    def predict_reactome(self, species: str | None = None, *, via: Literal["map", "reactome"] = "map") -> AnnData:
-        r"""What every gene does in each organ under each drug, measured there or not.
-
-        .. math::
-
-            \hat\Delta_{gok} = z_g^\top (a_k + b_o + c_{ok})
-
-        Parameters
-        ----------
-        species
-            Species; by default all.
-        via
-            ``"reactome"``: as above. ``"map"``: its mean over the genes that a gene is mapped to and the species that have the
-            condition, as in :meth:`predict`; the gene itself is one of them if its species has it.
-
-        Returns
-        -------
-        AnnData of genes x (organ, drug): ``X`` predicted changes, natural log as the data, ``layers["measured"]`` those of the
-        training samples, NaN where there are none; ``obs`` has the species of the gene, ``var`` organ, drug and, for each
-        species, whether it was measured (``measured_in_...``).
-        """
-        self._check_if_trained(warn=False)
-        if len(self.drugs_) < 2:
-            raise ValueError("The model was set up without drugs: there is no reactome.")
-        wanted = range(len(self.species_)) if species is None else [self._species_of(species)]
-        genes = np.concatenate([np.flatnonzero(self._gene_species == s) for s in wanted])
-        if via not in ("map", "reactome"):
-            raise ValueError(f"via={via!r} must be 'map' or 'reactome'.")
-        changes = self._predicted_changes if via == "reactome" else self._mapped_changes
-        predicted = np.concatenate([changes(s) for s in wanted]).reshape(len(genes), -1)
-        n = predicted.shape[1]
-        arguments = self.registry["setup_args"]
-        entries = pd.MultiIndex.from_product([self.organs_, self.drugs_[1:]])
-        organs, drugs = (entries.get_level_values(i).to_numpy(dtype=object) for i in (0, 1))
-        var = pd.DataFrame({"organ": organs, "drug": drugs}, index=pd.Index(organs + "|" + drugs, dtype=object))
-        for s in wanted:
-            var[f"measured_in_{self.species_[s]}"] = self.is_measured_[s].ravel()
-        of_gene = np.array(self.species_, dtype=object)[self._gene_species[genes]]
-        obs = pd.DataFrame(
-            {arguments["species_key"]: pd.Categorical(of_gene)},
-            index=pd.Index(np.array(self.var_names_, dtype=object)[genes], dtype=object),
-        )
-        measured = self.features_[genes, :n] * np.float32(self.units_.change)
-        return AnnData(predicted.astype(np.float32), obs=obs, var=var, layers={"measured": measured})
-
-    def impute(self, adata: AnnData, species: str, batch_size: int = 64) -> AnnData:
-        """Expression of the genes that samples lack, from those that they have.
-
-        Parameters
-        ----------
-        adata
-            Log-normalised samples of one species; the column of species may be missing.
-        species
-            Which.
-        batch_size
-            Samples in a mini-batch; does not change the result.
-
-        Returns
-        -------
-        AnnData of the samples and all genes of the species: ``X`` as measured, and as predicted where
-        ``var["is_imputed"]``; ``layers["predicted"]`` has the prediction of all genes.
-        """
-        self._check_if_trained(warn=False)
-        self._check_stage("samples", "it has no decoder")
-        s = self._species_of(species)
-        if not isinstance(adata, AnnData):
-            raise TypeError(f"adata must be an AnnData, but got {type(adata).__name__}.")
-        key = self.registry["setup_args"]["species_key"]
-        if key in adata.obs and (other := sorted(set(adata.obs[key].astype(str)) - {str(species)})):
-            raise ValueError(f"adata has samples of other species than {species!r} in obs[{key!r}]: {examples(other)}.")
-        if adata.isbacked:
-            adata = adata.to_memory()
-        named = AnnData(adata.X, obs=adata.obs.copy(), var=adata.var) if self._layer is None else adata.copy()
-        named.obs[key] = str(species)
-        z = self.get_latent_representation(named, batch_size)
-        genes = np.flatnonzero(self._gene_species == s)
-        predicted = self._decoded(z, genes, s, batch_size)
-        names = pd.Index(np.array(self.var_names_, dtype=object)[genes])
-        where = pd.Index(adata.var_names).get_indexer(names)
-        x = predicted.copy()
-        matrix = adata.X if self._layer is None else adata.layers[self._layer]
-        x[:, where >= 0] = dense(matrix)[:, where[where >= 0]]
-        var = pd.DataFrame({"is_imputed": where < 0}, index=names)
-        return AnnData(x, obs=adata.obs.copy(), var=var, layers={"predicted": predicted})
-
     def _organ_of(self, organ: str) -> int:
         if str(organ) not in self.organs_:
             raise KeyError(f"Unknown organ {organ!r}. Known: {examples(self.organs_, 20)}.")
@@ -306,66 +220,3 @@ class ArithmeticMixin:
             b = means[name, organ, drug] + shift + (z - own)
             moved.append(b if via == "B" else (a + b) / 2)
         return z, np.mean(moved, axis=0)
-
-    @torch.inference_mode()
-    def _predicted_changes(self, species: int) -> np.ndarray:
-        """Changes on the scale of the data, (genes, organs, drugs)."""
-        n_organs, n_drugs = len(self.organs_), len(self.drugs_) - 1
-        features = self._predicted_features(species)[:, : n_organs * n_drugs]
-        return features.reshape(-1, n_organs, n_drugs) * self.units_.change
-
-    def _drug_residuals(self, species: int) -> np.ndarray:
-        """What all organs share of a drug's changes that the head does not say, (genes, drugs); on the scale of the data."""
-        n_organs, n_drugs = len(self.organs_), len(self.drugs_) - 1
-        measured = self.features_[self._gene_species == species][:, : n_organs * n_drugs] * np.float32(
-            self.units_.change
-        )
-        changes = measured.reshape(-1, n_organs, n_drugs)
-        measured_genes = ~np.isnan(measured).all(axis=1)
-        residuals = np.nan_to_num(changes - self._predicted_changes(species))
-        there = np.asarray(self.is_measured_[species])
-        # of drugs measured in one organ, as much is shared as of the changes of the others
-        known = np.nan_to_num(changes[measured_genes])
-        shares = [_intraclass(known[:, there[:, k], k]) for k in range(n_drugs) if there[:, k].sum() > 1]
-        usual = float(np.mean(shares)) if shares else 0.0
-        shared = np.zeros((len(residuals), n_drugs), dtype=np.float32)
-        for k in range(n_drugs):
-            own = residuals[:, there[:, k], k]
-            if n := own.shape[1]:
-                share = _intraclass(own) if n > 1 else usual
-                shared[:, k] = n * share / (1 + (n - 1) * share) * own.mean(axis=1)
-        return shared
-
-    def _mapped_changes(self, species: int) -> np.ndarray:
-        """Changes of a species' genes and of those that they are mapped to, averaged; on the scale of the data."""
-        changes = []
-        for other in range(len(self.species_)):
-            change = self._predicted_changes(other) + self._drug_residuals(other)[:, None, :]
-            if other != species:
-                flat = self._soft_map(species, other) @ change.reshape(len(change), -1)
-                change = flat.reshape(-1, *change.shape[1:])
-            changes.append(change)
-        measured = np.asarray(self.is_measured_, dtype=float)
-        weights = np.where(measured.any(axis=0), measured, 1.0)
-        return np.einsum("sgok,sok->gok", np.stack(changes), weights / weights.sum(axis=0))
-
-    @torch.inference_mode()
-    def _decoded(self, z: np.ndarray, genes: np.ndarray, species: int, batch_size: int) -> np.ndarray:
-        """Expression on the scale of the data, (samples, genes), from representations."""
-        self.module.eval()
-        tensor = torch.from_numpy(genes)
-        parts = [
-            self.module.decode(torch.from_numpy(z[i : i + batch_size].astype(np.float32)), tensor, species)
-            .cpu()
-            .numpy()
-            for i in range(0, len(z), batch_size)
-        ]
-        return np.concatenate(parts) + self.gene_means_[genes].astype(np.float32)
-
-
-def _intraclass(values: np.ndarray) -> float:
-    """Share of the variance that the columns have in common (intraclass correlation about 0), at least 0."""
-    n = values.shape[1]
-    total = (values**2).mean()
-    products = (values.sum(axis=1) ** 2 - (values**2).sum(axis=1)).mean() / (n * (n - 1))
-    return float(max(products / total, 0.0)) if total > 0 else 0.0

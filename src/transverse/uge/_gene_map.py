@@ -79,7 +79,7 @@ class GeneMapMixin:
         self.module.eval()
         rows = [np.flatnonzero(of_gene == s) for s in wanted]
         vectors = [self._vectors(genes, s).cpu().numpy() for genes, s in zip(rows, wanted, strict=True)]
-        return pd.DataFrame(np.concatenate(vectors), index=pd.Index(names[np.concatenate(rows)], dtype=object))
+        return pd.DataFrame(np.concatenate(vectors), index=names[np.concatenate(rows)])
 
     def map_genes(
         self,

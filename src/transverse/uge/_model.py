@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -24,17 +23,17 @@ from ._extension import ExtensionMixin
 from ._fitting import FittingMixin
 from ._gene_map import GeneMapMixin
 from ._module import LOSSES, UGEModule
+from ._reactome import ReactomeMixin
 from ._samples import SampleMixin
 from ._training_data import TrainingDataMixin
 from ._training_plan import UGETrainingPlan
-
-logger = logging.getLogger(__name__)
 
 
 class UGE(
     FittingMixin,
     TrainingDataMixin,
     GeneMapMixin,
+    ReactomeMixin,
     SampleMixin,
     ArithmeticMixin,
     ExperimentMixin,

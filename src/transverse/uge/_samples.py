@@ -88,6 +88,46 @@ class SampleMixin:
         table |= {f"p({name})": p[:, i] for i, name in enumerate(names)}
         return pd.DataFrame(table, index=self._samples(adata).obs_names)
 
+    def impute(self, adata: AnnData, species: str, batch_size: int = 64) -> AnnData:
+        """Expression of the genes that samples lack, from those that they have.
+
+        Parameters
+        ----------
+        adata
+            Log-normalised samples of one species; the column of species may be missing.
+        species
+            Which.
+        batch_size
+            Samples in a mini-batch; does not change the result.
+
+        Returns
+        -------
+        AnnData of the samples and all genes of the species: ``X`` as measured, and as predicted where
+        ``var["is_imputed"]``; ``layers["predicted"]`` has the prediction of all genes.
+        """
+        self._check_if_trained(warn=False)
+        self._check_stage("samples", "it has no decoder")
+        s = self._species_of(species)
+        if not isinstance(adata, AnnData):
+            raise TypeError(f"adata must be an AnnData, but got {type(adata).__name__}.")
+        key = self.registry["setup_args"]["species_key"]
+        if key in adata.obs and (other := sorted(set(adata.obs[key].astype(str)) - {str(species)})):
+            raise ValueError(f"adata has samples of other species than {species!r} in obs[{key!r}]: {examples(other)}.")
+        if adata.isbacked:
+            adata = adata.to_memory()
+        named = AnnData(adata.X, obs=adata.obs.copy(), var=adata.var) if self._layer is None else adata.copy()
+        named.obs[key] = str(species)
+        z = self.get_latent_representation(named, batch_size)
+        genes = np.flatnonzero(self._gene_species == s)
+        predicted = self._decoded(z, genes, s, batch_size)
+        names = pd.Index(np.array(self.var_names_, dtype=object)[genes])
+        where = pd.Index(adata.var_names).get_indexer(names)
+        x = predicted.copy()
+        matrix = adata.X if self._layer is None else adata.layers[self._layer]
+        x[:, where >= 0] = dense(matrix)[:, where[where >= 0]]
+        var = pd.DataFrame({"is_imputed": where < 0}, index=names)
+        return AnnData(x, obs=adata.obs.copy(), var=var, layers={"predicted": predicted})
+
     def _check_stage(self, stage: str, why: str) -> None:
         if stage not in self.trained_stages_:
             raise ValueError(
@@ -161,3 +201,16 @@ class SampleMixin:
     def _encoded(self, block: dict[str, torch.Tensor]) -> np.ndarray:
         self.module.eval()
         return self.module.encode(block)[0].cpu().numpy()
+
+    @torch.inference_mode()
+    def _decoded(self, z: np.ndarray, genes: np.ndarray, species: int, batch_size: int) -> np.ndarray:
+        """Expression on the scale of the data, (samples, genes), from representations."""
+        self.module.eval()
+        tensor = torch.from_numpy(genes)
+        parts = [
+            self.module.decode(torch.from_numpy(z[i : i + batch_size].astype(np.float32)), tensor, species)
+            .cpu()
+            .numpy()
+            for i in range(0, len(z), batch_size)
+        ]
+        return np.concatenate(parts) + self.gene_means_[genes].astype(np.float32)
