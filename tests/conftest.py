@@ -2,12 +2,17 @@
 
 import contextlib
 import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # Both are read when the libraries are imported, further down.
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import numpy as np
 import pytest
 import scvi
 import torch
@@ -43,3 +48,39 @@ def real_data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("the real data are not here: set TRANSVERSE_DATA to their folder")
     return folder
+
+
+@pytest.fixture
+def in_two_processes(tmp_path) -> Callable[[str], list]:
+    """Run a script as both processes of a training; what each writes to ``{folder}/{rank}.npz``."""
+
+    def run(text: str) -> list:
+        script = tmp_path / "rank.py"
+        script.write_text(text)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        # both at once, which is twice as fast as Lightning, whose first process starts the other
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, str(script), str(tmp_path)],
+                env={**os.environ, **address, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+                cwd=tmp_path,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in (0, 1)
+        ]
+        try:
+            for rank in ranks:
+                _, errors = rank.communicate(timeout=120)
+                assert rank.returncode == 0, errors[-3000:]
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.communicate()
+        return [np.load(tmp_path / f"{rank}.npz") for rank in (0, 1)]
+
+    return run

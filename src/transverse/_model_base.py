@@ -8,11 +8,14 @@ from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
 from ._compat import saved_var_names
+from ._rows import OrderedLoader
 from ._validation import align_genes
 
 
 class GeneAlignedModel(BaseModelClass):
     """A model that puts the genes of any data it is given in its own order; ``var_names_`` holds them."""
+
+    _data_loader_cls = OrderedLoader
 
     @classmethod
     def load(cls, dir_path: str, adata: AnnData | None = None, *args, **kwargs) -> Self:

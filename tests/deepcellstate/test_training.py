@@ -1,10 +1,6 @@
 """Training: which weights learn in which stage, which are kept, what is logged, and what is refused."""
 
 import logging
-import os
-import socket
-import subprocess
-import sys
 
 import anndata as ad
 import numpy as np
@@ -579,33 +575,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model(tmp_path):
-    script = tmp_path / "rank.py"
-    script.write_text(RANK)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path)],
-            env={**os.environ, **address, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=120)
-            assert rank.returncode == 0, errors[-3000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
-    one, other = (np.load(tmp_path / f"{rank}.npz") for rank in (0, 1))
+def test_two_processes_train_one_model(in_two_processes):
+    one, other = in_two_processes(RANK)
     for key in ("train", "weights", "expected"):
         np.testing.assert_array_equal(one[key], other[key])
     # each reads a part of the training, and both together all of it

@@ -531,6 +531,64 @@ def test_sparse_dense_integer_and_backed_data_give_the_same(context, model, spec
         assert (labels["label"] == expected["label"]).mean() > 0.99
 
 
+def test_all_calls_are_the_same_from_a_file(model, species, tmp_path):
+    for adata, name in zip(species, ("mouse", "human"), strict=True):
+        shuffled = adata[:, np.random.default_rng(0).permutation(adata.n_vars)].copy()
+        shuffled.write_h5ad(tmp_path / f"{name}.h5ad")
+        adata.write_h5ad(tmp_path / f"{name}_in_order.h5ad")
+    model.save(tmp_path / "model")
+    files = {path.stem: ad.read_h5ad(path, backed="r") for path in tmp_path.glob("*.h5ad")}
+    genes = model.var_names_[5:8]
+    for suffix in ("_in_order", ""):  # other orders of genes are read into memory
+        mouse, human = files[f"mouse{suffix}"], files[f"human{suffix}"]
+        loaded = tv.ScSpecies.load(tmp_path / "model", human)
+        calls = {
+            "latent": lambda m, _: m.get_latent_representation(),
+            "intermediate": lambda m, _: m.get_intermediate_representation(),
+            "labels": lambda m, _: m.transfer_labels().select_dtypes("number"),
+            "fold changes": lambda m, _: m.get_cross_species_lfc(groupby="cell_type", n_samples=50)[["lfc"]],
+            "similarity": lambda m, _: m.get_cell_type_similarity(groupby="cell_type", n_target=20, n_context=5),
+            "relevance": lambda m, x: m.get_gene_relevance(groupby="cell_type", context_adata=x, n_cells=9)[
+                ["relevance"]
+            ],
+            "Davies-Bouldin": lambda m, x: m.get_davies_bouldin(context_adata=x)[["davies_bouldin"]],
+            "expression": lambda m, _: m.get_normalized_expression(gene_list=genes),
+            "context's expression": lambda m, _: m.get_normalized_expression(transform_to="context")[::40],
+            "query": lambda m, _: m.query_cell(7)[["log_likelihood_ratio"]],
+        }
+        for name, call in calls.items():
+            scvi.settings.seed = 0
+            expected = np.asarray(call(model, species[0]))
+            scvi.settings.seed = 0
+            np.testing.assert_allclose(np.asarray(call(loaded, mouse)), expected, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_a_context_from_a_file_is_the_same(context, model, species, tmp_path):
+    species[0].write_h5ad(tmp_path / "mouse.h5ad")
+    context.save(tmp_path / "context")
+    from_file = scvi.model.SCVI.load(tmp_path / "context", ad.read_h5ad(tmp_path / "mouse.h5ad", backed="r"))
+    found = build(from_file, species[1])
+    np.testing.assert_array_equal(found.neighbors_, model.neighbors_)
+    np.testing.assert_allclose(found.neighbor_distance_, model.neighbor_distance_, rtol=1e-4)
+    np.testing.assert_allclose(found.get_context_representation(), model.get_context_representation(), atol=1e-5)
+
+
+def test_training_from_a_file_is_the_same(context, species, tmp_path):
+    species[1].write_h5ad(tmp_path / "human.h5ad")
+    found = []
+    for human in (species[1].copy(), ad.read_h5ad(tmp_path / "human.h5ad", backed="r")):
+        tv.ScSpecies.setup_anndata(human, batch_key="batch")
+        scvi.settings.seed = 0
+        trained = tv.ScSpecies.from_scvi_model(context, human, species[1].uns["orthologs"], labels_key="cell_type")
+        trained.train(2, **QUIET)
+        # cells in an order of one's own
+        order = np.random.default_rng(0).permutation(300)[:200]
+        latent = trained.get_latent_representation(indices=order)
+        np.testing.assert_allclose(latent, trained.get_latent_representation()[order], atol=1e-5)
+        found.append(latent)
+    np.testing.assert_allclose(*found, atol=1e-4)
+
+
 def test_backed_batches_keep_cells_and_candidates_together(model, species, tmp_path):
     species[1].write_h5ad(tmp_path / "human.h5ad")
     backed = ad.read_h5ad(tmp_path / "human.h5ad", backed="r")
@@ -548,6 +606,75 @@ def test_backed_batches_keep_cells_and_candidates_together(model, species, tmp_p
         np.testing.assert_array_equal(tensors["candidates"].numpy(), model.neighbors_[cells])
         np.testing.assert_array_equal(tensors["eligible"].numpy()[:, 0], model.eligible_[cells])
     assert sorted(seen) == list(range(300))
+
+
+RANK = """
+import sys
+import numpy as np
+import scvi
+import torch
+import transverse as tv
+from transverse.scspecies import _data
+
+torch.set_num_threads(1)
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    scvi.settings.seed = 3
+    mouse, human = tv.datasets.simulate_species("tiny", seed=1, n_cells={"mouse": 90, "human": 83}).values()
+    scvi.model.SCVI.setup_anndata(mouse, batch_key="batch")
+    context = tv.ScSpecies.make_context(mouse, n_hidden=16)
+    context.train(1, devices=1, **QUIET)
+    tv.ScSpecies.setup_anndata(human, batch_key="batch")
+    model = tv.ScSpecies.from_scvi_model(context, human, human.uns["orthologs"], labels_key="cell_type")
+    seen = []
+
+    def read(self, cells, read=_data.CandidateDataset.__getitem__):
+        seen.append(np.array(cells))
+        return read(self, cells)
+
+    _data.CandidateDataset.__getitem__ = read
+    model.train(
+        3, batch_size=8, train_size=0.8, check_val_every_n_epoch=1, devices=2,
+        strategy="ddp_find_unused_parameters_true", num_sanity_val_steps=0, **QUIET,
+    )
+    batches = [cells for cells in seen if len(cells) <= 8]
+    training = [np.isin(cells, model.train_indices).all() for cells in batches]
+    validation = [np.isin(cells, model.validation_indices).all() for cells in batches]
+    logged = {key: float(value) for key, value in model.trainer.callback_metrics.items()}
+    np.savez(
+        f"{folder}/{model.trainer.global_rank}.npz",
+        weights=torch.cat([t.flatten().double() for t in model.module.state_dict().values()]).numpy(),
+        sizes=[len(cells) for cells, of in zip(batches, training) if of],
+        train=np.concatenate([cells for cells, of in zip(batches, training) if of]),
+        validation=np.concatenate([cells for cells, of in zip(batches, validation) if of]),
+        expected=np.sort(model.train_indices), expected_validation=np.sort(model.validation_indices),
+        logged=[logged[key] for key in sorted(logged)], names=sorted(logged),
+    )
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_cells(in_two_processes):
+    one, other = in_two_processes(RANK)
+    for key in ("weights", "expected", "logged", "names"):
+        np.testing.assert_array_equal(one[key], other[key])
+    assert "alignment_loss_validation" in one["names"] and "alignment_loss_train" in one["names"]
+    n = len(one["expected"])
+    shares = []
+    for rank in (one, other):
+        epochs = np.array_split(rank["train"], 3)
+        # the same cells in every epoch, each once, in another order
+        assert all(set(epoch) == set(epochs[0]) and len(set(epoch)) == len(epoch) for epoch in epochs)
+        assert not np.array_equal(epochs[0], epochs[1])
+        assert abs(len(epochs[0]) - n / 2) < 1 and rank["sizes"].max() - rank["sizes"].min() <= 1
+        shares.append(set(epochs[0]))
+    assert len(one["sizes"]) == len(other["sizes"])
+    assert not shares[0] & shares[1] and shares[0] | shares[1] == set(one["expected"])
+    # the validation loss is over every cell once
+    seen = np.concatenate([rank["validation"].reshape(3, -1)[0] for rank in (one, other)])
+    np.testing.assert_array_equal(np.sort(seen), one["expected_validation"])
 
 
 def test_counts_in_a_layer(context, species):

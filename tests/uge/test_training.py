@@ -1,10 +1,5 @@
 """Training: which weights learn in which stage, what is trained and validated on, what is kept, and what is refused."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -597,33 +592,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model(tmp_path):
-    script = tmp_path / "rank.py"
-    script.write_text(RANK)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path)],
-            env={**os.environ, **address, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=120)
-            assert rank.returncode == 0, errors[-3000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
-    one, other = (np.load(tmp_path / f"{rank}.npz") for rank in (0, 1))
+def test_two_processes_train_one_model(in_two_processes):
+    one, other = in_two_processes(RANK)
     np.testing.assert_array_equal(one["weights"], other["weights"])
     # each reads a part of the samples, and both together all of them, once
     seen = [set(rank["seen"].tolist()) for rank in (one, other)]

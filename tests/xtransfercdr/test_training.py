@@ -2,10 +2,6 @@
 
 import inspect
 import logging
-import os
-import socket
-import subprocess
-import sys
 import warnings
 from collections import Counter
 
@@ -598,34 +594,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_pairs(tmp_path):
-    script = tmp_path / "rank.py"
-    script.write_text(RANK.replace("SIZES", repr(SIZES)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # both at once, which is twice as fast as Lightning, whose first process starts the other
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path)],
-            env={**os.environ, **address, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=60)
-            assert rank.returncode == 0, errors[-3000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
-    one, other = (np.load(tmp_path / f"{rank}.npz") for rank in (0, 1))
+def test_two_processes_share_the_pairs(in_two_processes):
+    one, other = in_two_processes(RANK.replace("SIZES", repr(SIZES)))
     for key in ("train", "validation", "weights", "sizes"):
         np.testing.assert_array_equal(one[key], other[key])
     pairs = []

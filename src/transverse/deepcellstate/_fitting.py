@@ -76,7 +76,7 @@ class FittingMixin:
                     "early_stopping_patience": stage.patience,
                     "early_stopping_min_delta": 0.0,
                 }
-        n_before = self._n_epochs()
+        n_before, names = self._n_epochs(), self._take_names()
         self.module.train()
         runner = self._train_runner_cls(
             self,
@@ -90,7 +90,11 @@ class FittingMixin:
             callbacks=callbacks,
             **options,
         )
-        runner()
+        try:
+            runner()
+        finally:
+            if names:
+                self.history_ |= names
         self.module.encoder.requires_grad_(True)
         if stage.shared:
             for decoder in self.module.decoders[1:]:
@@ -100,6 +104,11 @@ class FittingMixin:
     def _n_epochs(self) -> int:
         history = self.history_
         return len(history["train_loss"]) if isinstance(history, dict) and "train_loss" in history else 0
+
+    def _take_names(self) -> dict[str, pd.DataFrame]:
+        """The names of stages out of the history: loggers take all that is in it for numbers."""
+        history = self.history_ if isinstance(self.history_, dict) else {}
+        return {key: history.pop(key) for key in ("stage", "restart") if key in history}
 
     def _name_stage(self, name: str, restart: int, n_before: int) -> None:
         if not isinstance(self.history_, dict):  # a logger of the user's

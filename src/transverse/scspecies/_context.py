@@ -179,19 +179,17 @@ def shared_features(
     return SmoothedFeatures(features, smoothing_weights(sp.vstack(own, format="csr"), n_smooth, seed=seed))
 
 
-def context_loader(
-    adata: AnnData, context: dict[str, Any], indices: np.ndarray | None = None
-) -> Iterable[dict[str, torch.Tensor]]:
-    """Mini-batches of the context's data as its model was trained on them; the user's object stays as it is.
+def context_loader(adata: AnnData, context: dict[str, Any], indices: np.ndarray) -> Iterable[dict[str, torch.Tensor]]:
+    """Mini-batches of some of the context's cells as its model was trained on them; the user's object stays as it is.
 
     Parameters
     ----------
     adata
-        The context's data.
+        The context's data, in memory or backed. No more of them is copied, or read from a file, than the cells.
     context
         What a model keeps of it: ``"registry"``, ``"var_names"`` and ``"cell_names"``.
     indices
-        Cells, by default all.
+        Cells, in ascending order.
 
     Raises
     ------
@@ -206,10 +204,9 @@ def context_loader(
             f"such as {examples(adata.obs_names[:2])}, but the model knows {len(context['cell_names'])} such as "
             f"{examples(context['cell_names'][:2])}."
         )
-    adata = align_genes(adata, context["var_names"], "context_adata")
-    if adata.isbacked:
-        adata = adata.to_memory()
-    # registering writes into .obs, .obsm and .uns: a light copy takes it, the matrices are shared
-    layers = {key: values for key, values in adata.layers.items() if key}
-    light = AnnData(adata.X, obs=adata.obs.copy(), var=adata.var[[]], layers=layers)
-    return AnnDataLoader(scvi_data_manager(light, context["registry"]), indices=indices, shuffle=False)
+    cells = adata[indices]
+    cells = align_genes(cells.to_memory() if adata.isbacked else cells.copy(), context["var_names"], "context_adata")
+    # registering writes into .obs, .obsm and .uns
+    layers = {key: values for key, values in cells.layers.items() if key}
+    cells = AnnData(cells.X, obs=cells.obs.copy(), var=cells.var[[]], layers=layers)
+    return AnnDataLoader(scvi_data_manager(cells, context["registry"]), shuffle=False)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from math import ceil
 
 import numpy as np
-from scvi.data import AnnDataManager, AnnTorchDataset
+from scvi import settings
+from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader
+
+from transverse._rows import DatasetManager, OrderedDataset
+from transverse._training import ProcessSampler
 
 from ._constants import SCSPECIES_KEYS
 
 
-class CandidateDataset(AnnTorchDataset):
+class CandidateDataset(OrderedDataset):
     """Registered data of cells, their positions, candidate context cells and whether they are eligible."""
 
     def __init__(self, adata_manager, candidates: np.ndarray, eligible: np.ndarray, **kwargs):
@@ -23,9 +29,8 @@ class CandidateDataset(AnnTorchDataset):
     def __getitem__(self, indexes):
         if isinstance(indexes, int):
             indexes = [indexes]
-        if self.adata_manager.adata.isbacked and not isinstance(indexes, slice):
-            # a backed AnnData returns rows in the order of the file
-            indexes = np.sort(indexes)
+        if self.load_sparse_tensor and self.adata_manager.adata.isbacked and not isinstance(indexes, slice):
+            indexes = np.sort(indexes)  # as they come
         tensors = super().__getitem__(indexes)
         tensors[SCSPECIES_KEYS.CELL_KEY] = np.arange(len(self.eligible))[indexes]
         tensors[SCSPECIES_KEYS.CANDIDATES_KEY] = self.candidates[indexes]
@@ -33,35 +38,59 @@ class CandidateDataset(AnnTorchDataset):
         return tensors
 
 
-class _CandidateManager:
-    """An AnnDataManager whose datasets are :class:`CandidateDataset`; everything else is the manager's own."""
+class ShareSampler(ProcessSampler):
+    """Mini-batches of the cells of one process, of equal size to one cell and as many as in every other process.
 
-    def __init__(self, adata_manager: AnnDataManager, candidates: np.ndarray, eligible: np.ndarray):
-        self._manager = adata_manager
-        self._candidates = candidates
-        self._eligible = eligible
+    A process keeps its cells through all epochs, for it remembers which context cells it has chosen for them. Every cell
+    belongs to one process.
 
-    def __getattr__(self, name):
-        if name.startswith("_"):  # also keeps copies and worker processes from recursing before _manager exists
-            raise AttributeError(name)
-        return getattr(self._manager, name)
+    Parameters
+    ----------
+    n_cells
+        Cells of all processes.
+    batch_size
+        Cells in a mini-batch, at most.
+    **kwargs
+        Keyword arguments of :class:`torch.utils.data.DistributedSampler`.
+    """
 
-    def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False):
-        dataset = CandidateDataset(
-            self._manager,
-            self._candidates,
-            self._eligible,
-            getitem_tensors=data_and_attributes,
-            load_sparse_tensor=load_sparse_tensor,
-        )
-        return dataset if indices is None else Subset(dataset, indices)
+    def __init__(self, n_cells: int, batch_size: int, **kwargs):
+        super().__init__(range(n_cells), **kwargs)
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        own = np.random.default_rng(self.seed).permutation(len(self.dataset))[self.rank :: self.num_replicas]
+        if self.shuffle:
+            own = np.random.default_rng([self.seed, self.epoch]).permutation(own)
+        yield from np.array_split(own, len(self))
+
+    def __len__(self) -> int:
+        return ceil(ceil(len(self.dataset) / self.num_replicas) / self.batch_size)
 
 
 class CandidateDataSplitter(DataSplitter):
-    """scvi-tools' data splitter over mini-batches with candidates."""
+    """scvi-tools' data splitter over mini-batches with candidates; with several processes, each has cells of its own."""
 
     def __init__(self, adata_manager: AnnDataManager, candidates: np.ndarray, eligible: np.ndarray, **kwargs):
-        super().__init__(_CandidateManager(adata_manager, candidates, eligible), **kwargs)
+        self.distributed = kwargs.pop("distributed_sampler", False)
+        dataset_cls = partial(CandidateDataset, candidates=candidates, eligible=eligible)
+        super().__init__(DatasetManager(adata_manager, dataset_cls), **kwargs)
+
+    def train_dataloader(self) -> DataLoader:
+        """Cells to train on, in another order in every epoch."""
+        return self._share(self.train_idx, shuffle=True) if self.distributed else super().train_dataloader()
+
+    def val_dataloader(self) -> DataLoader | None:
+        """Cells to validate on, if any."""
+        if not self.distributed or not len(self.val_idx):
+            return super().val_dataloader()
+        return self._share(self.val_idx, shuffle=False)
+
+    def _share(self, cells: np.ndarray, shuffle: bool) -> DataLoader:
+        kwargs = dict(self.data_loader_kwargs)
+        sampler = ShareSampler(len(cells), kwargs.pop("batch_size"), shuffle=shuffle, seed=settings.seed or 0)
+        dataset = self.adata_manager.create_torch_dataset(indices=cells)
+        return DataLoader(dataset, sampler=sampler, batch_size=None, pin_memory=self.pin_memory, **kwargs)
 
 
 def leaves_tiny_batch(n_obs: int, train_size: float, batch_size: int) -> bool:

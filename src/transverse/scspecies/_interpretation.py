@@ -96,7 +96,7 @@ class InterpretationMixin:
         groups = self._target_groups(data, groupby, groupby if groupby in self.context_labels_ else None)
         sides = {"target": (self.module, self.var_names_, groups, lambda index: self._make_data_loader(data, index))}
         if context_adata is not None:
-            context_loader(context_adata, self.context_)  # refuses data that do not fit before any work
+            context_loader(context_adata, self.context_, [0])  # refuses data that do not fit before any work
             groups = self._context_groups(groupby, context_groups)
             sides["context"] = (
                 self.module.context,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from transverse._model_base import GeneAlignedModel
 from transverse._validation import check_n_neighbors, check_setup
 from transverse.pp import match_orthologs
 
+from ._builder import ScSpeciesBuilder, check_context_dir
 from ._comparison import ComparisonMixin
 from ._context import (
     COVARIATE_KEYS,
@@ -309,6 +311,39 @@ class ScSpecies(ExpressionMixin, ComparisonMixin, InterpretationMixin, Inference
         model.cell_names_ = adata.obs_names.tolist()
         model.eligible_ = model.novelty_reference_ = model.alignment_ = None
         return model
+
+    @classmethod
+    def builder(
+        cls, context_dir: str | os.PathLike, *, context_adata: AnnData | None = None, **kwargs
+    ) -> ScSpeciesBuilder:
+        """What stands for this class where models are built from data and hyperparameters alone.
+
+        Parameters
+        ----------
+        context_dir
+            Folder of a trained context, saved with ``context.save(context_dir, save_anndata=True)``.
+        context_adata
+            Its data, if they were not saved with it.
+        **kwargs
+            Keyword arguments of :meth:`from_scvi_model`, such as ``orthologs`` and ``labels_key``.
+
+        Returns
+        -------
+        A callable that takes the target's AnnData and further keyword arguments of :meth:`from_scvi_model`, with a
+        ``setup_anndata`` of its own.
+
+        Raises
+        ------
+        ValueError
+            If there is no saved model, or none with data.
+
+        Examples
+        --------
+        >>> builder = tv.ScSpecies.builder("context", orthologs=table, labels_key="cell_type")  # doctest: +SKIP
+        >>> builder.setup_anndata(human, batch_key="batch")  # doctest: +SKIP
+        >>> scvi.autotune.run_autotune(builder, human, ...)  # doctest: +SKIP
+        """
+        return ScSpeciesBuilder(cls, check_context_dir(context_dir, context_adata), context_adata, kwargs)
 
     @devices_dsp.dedent
     def train(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from scvi.train import TrainingPlan
 
 
@@ -62,3 +64,15 @@ class ScSpeciesTrainingPlan(TrainingPlan):
         """Take one optimisation step with the weights of the current epoch."""
         self.loss_kwargs.update(alignment_weight=self.alignment_weight, epoch=self.current_epoch)
         return super().training_step(batch, batch_idx)
+
+    def compute_and_log_metrics(self, loss_output, metrics, mode: str) -> None:
+        """Log the terms of the loss; the alignment outside of inference mode, in which processes cannot average it."""
+        alignment = loss_output.extra_metrics
+        super().compute_and_log_metrics(replace(loss_output, extra_metrics={}), metrics, mode)
+        self.log_dict(
+            {f"{key}_{mode}": value for key, value in alignment.items()},
+            on_step=self.on_step,
+            on_epoch=self.on_epoch,
+            batch_size=loss_output.n_obs_minibatch,
+            sync_dist=self.use_sync_dist,
+        )
