@@ -4,6 +4,7 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances
 
+from transverse.scspecies import _neighbors as neighbors
 from transverse.scspecies._neighbors import (
     SmoothedFeatures,
     eligible_cells,
@@ -28,6 +29,67 @@ def test_exact_search_equals_all_pairs(features, metric, max_memory):
     full = pairwise_distances(target, context, metric=metric)
     np.testing.assert_allclose(distance, np.sort(full, axis=1)[:, :9], atol=1e-3)
     np.testing.assert_allclose(np.take_along_axis(full, index, axis=1), distance, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def low_rank():
+    """Cells along few directions, and a little noise in all."""
+    rng = np.random.default_rng(0)
+    basis = rng.normal(size=(20, 400))
+    return [
+        np.asarray(rng.normal(size=(n, 20)) @ basis + 0.3 * rng.normal(size=(n, 400)), dtype=np.float32)
+        for n in (900, 300)
+    ]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("max_memory", [1, 256 * 2**20])
+def test_projected_search_finds_what_the_exact_one_finds(low_rank, metric, max_memory, monkeypatch):
+    monkeypatch.setattr(neighbors, "N_DIRECTIONS", 24)
+    monkeypatch.setattr(neighbors, "N_RANKED", 40)
+    context, target = low_rank
+    index, distance = nearest_neighbors(
+        context, target, 5, metric=metric, method="projected", max_memory=max_memory, seed=1
+    )
+    exact, expected = nearest_neighbors(context, target, 5, metric=metric, method="exact")
+    assert index.dtype == exact.dtype and distance.dtype == expected.dtype
+    assert np.mean([len(set(a) & set(b)) / 5 for a, b in zip(exact, index, strict=True)]) > 0.99
+    # the distances are those of the cells that were found, in order
+    full = pairwise_distances(target, context, metric=metric)
+    np.testing.assert_allclose(np.take_along_axis(full, index, axis=1), distance, rtol=1e-3, atol=1e-3)
+    assert (np.diff(distance, axis=1) >= 0).all()
+    again, _ = nearest_neighbors(context, target, 5, metric=metric, method="projected", seed=1)
+    np.testing.assert_array_equal(index, again)
+
+
+def test_projected_search_takes_cells_without_counts_and_sparse_rows(low_rank):
+    context, target = (np.maximum(part, 0) for part in low_rank)
+    context[3] = target[7] = 0
+    dense = nearest_neighbors(context, target, 5, method="projected")
+    sparse = nearest_neighbors(sp.csr_matrix(context), sp.csr_matrix(target), 5, method="projected")
+    np.testing.assert_array_equal(dense[0], sparse[0])
+    np.testing.assert_allclose(dense[1][7], 1)
+    assert np.isfinite(dense[1]).all() and not (dense[0][np.arange(300) != 7] == 3).any()
+    context, target = context[:30, :50], np.delete(target, 7, axis=0)[:, :50]
+    few, exact = (nearest_neighbors(context, target, 25, method=method)[0] for method in ("projected", "exact"))
+    np.testing.assert_array_equal(few, exact)
+
+
+def test_the_method_is_chosen_by_size_features_and_metric():
+    choose, pairs = neighbors._choose_method, neighbors.EXACT_PAIRS
+    assert choose(pairs, 3000, "cosine") == "exact"
+    assert choose(pairs + 1, 3000, "cosine") == choose(pairs + 1, 3000, "euclidean") == "projected"
+    assert choose(pairs + 1, 30, "euclidean") == choose(pairs + 1, 3000, "manhattan") == "exact"
+    assert choose(10 * pairs + 1, 30, "euclidean") == choose(10 * pairs + 1, 3000, "manhattan") == "pynndescent"
+
+
+def test_projected_search_of_other_metrics_is_refused(low_rank):
+    with pytest.raises(ValueError, match="'projected' takes the metrics 'cosine' and 'euclidean', but not 'manhattan'"):
+        nearest_neighbors(*low_rank, 5, metric="manhattan", method="projected")
+    with pytest.raises(
+        ValueError, match="method must be 'auto', 'exact', 'projected' or 'pynndescent', but got 'best'"
+    ):
+        nearest_neighbors(*low_rank, 5, method="best")
 
 
 @pytest.mark.slow  # the search itself is quick, its compilation takes minutes
