@@ -189,7 +189,7 @@ def scspecies_steps(folder: Path, n_cells: int, storage: str, limit: float) -> l
     steps("label transfer", model.transfer_labels)
     sampled = 5000 * 12
     steps("fold changes", model.get_cross_species_lfc, groupby="cell_type", n=sampled)
-    steps("similarity of types", model.get_cell_type_similarity, groupby="cell_type", n=2000 * 12)
+    steps("similarity of types", model.get_cell_type_similarity, groupby="cell_type", n=min(n_cells, 2000 * 12))
     steps("gene relevance", model.get_gene_relevance, groupby="cell_type", n=200 * 12)
     genes = target.var_names[:50].tolist()
     steps("expression, 50 genes", model.get_normalized_expression, gene_list=genes)
@@ -306,7 +306,7 @@ def scaled(table: pd.DataFrame) -> pd.DataFrame:
     by = ["tool", "storage", "step"]
     before = table.groupby(by)[["seconds", "cells"]].shift()
     growth = np.log(table["seconds"] / before["seconds"]) / np.log(table["cells"] / before["cells"])
-    growth = growth.where((table["seconds"] > 0.5) & table["n"].isna())
+    growth = growth.where((table["seconds"] > 0.5) & table["n"].isna() & before["seconds"].gt(0.5))
     order = list(dict.fromkeys(table["step"]))
     table = table.assign(growth=growth, order=table["step"].map(order.index)).sort_values(["order", "storage", "cells"])
     columns = ["tool", "step", "storage", "cells", "seconds", "s per 1,000 cells", "growth", "peak"]

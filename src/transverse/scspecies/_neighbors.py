@@ -239,17 +239,18 @@ def _projected_neighbors(
             for block in projected[1].split(max(16, max_memory // (8 * n_context)))
         ]
     )
-    candidates = candidates.sort(dim=1).values  # ties go to the first, and memory is read in order
+    candidates.numpy().sort(axis=1)  # ties go to the first, and memory is read in order
     scores = torch.empty(candidates.shape)
     inner_products = _compiled()
-    size = max(64, max_memory // (2 * context.shape[1]))
+    size = max(64, max_memory // (4 * context.shape[1]))
     for start in range(0, n_context, size):
         references = _rows(context, slice(start, start + size), metric)
         for first in range(0, n_target, 1024):
             rows = slice(first, first + 1024)
             queries = _rows(target, rows, metric).numpy()
             inner_products(queries, references.numpy(), candidates[rows].numpy(), start, scores[rows].numpy())
-    scores -= half_norm[candidates.long()]
+    if metric == "euclidean":
+        scores -= half_norm[candidates.long()]
     best = torch.topk(scores, n_neighbors, dim=1)
     indices = torch.gather(candidates, 1, best.indices).long()
     if metric == "euclidean":
@@ -261,7 +262,12 @@ def _projected_neighbors(
 
 def _rows(matrix, rows: slice | np.ndarray, metric: str) -> torch.Tensor:
     dense = torch.from_numpy(_dense(matrix, rows))
-    return torch.nn.functional.normalize(dense, dim=1) if metric == "cosine" else dense
+    if metric != "cosine":
+        return dense
+    norms = dense.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return (
+        dense / norms if isinstance(matrix, np.ndarray) else dense.div_(norms)
+    )  # a matrix of the caller's stays as it is
 
 
 def _distances(queries: torch.Tensor, references: torch.Tensor, metric) -> torch.Tensor:
