@@ -11,7 +11,7 @@ def test_centered_distance_by_scipy():
     context, target = rng.random((40, 12)) + 5, rng.random((30, 12)) + 9
     neighbors = rng.integers(40, size=(30, 4))
     means = context.mean(0), target.mean(0)
-    result = centered_distance(context, target, neighbors, *means, chunk=7)
+    result = centered_distance(context, target, neighbors, *means, max_memory=1)
     full = cdist(target - means[1], context - means[0], "cosine")
     np.testing.assert_allclose(result, np.take_along_axis(full, neighbors, 1).mean(1), rtol=1e-5)
 

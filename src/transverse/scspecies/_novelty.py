@@ -19,7 +19,12 @@ _TINY = 1e-8
 
 
 def centered_distance(
-    context, target, neighbors: np.ndarray, context_mean: np.ndarray, target_mean: np.ndarray, chunk: int = 128
+    context,
+    target,
+    neighbors: np.ndarray,
+    context_mean: np.ndarray,
+    target_mean: np.ndarray,
+    max_memory: int = 256 * 2**20,
 ) -> np.ndarray:
     """Mean cosine distance of cells to their data-level neighbours, every gene centred within its species.
 
@@ -34,22 +39,27 @@ def centered_distance(
         Context cells of shape ``(n_target, k)``.
     context_mean, target_mean
         Mean features of either species.
+    max_memory
+        Bytes that the context's cells, a chunk of them at a time, may take.
 
     Returns
     -------
     Array of shape ``(n_target,)``, float32, in ``[0, 2]``.
     """
-    result = np.empty(len(neighbors), dtype=np.float32)
-    for start in range(0, len(neighbors), chunk):
-        rows = slice(start, start + chunk)
-        cells, index = np.unique(neighbors[rows], return_inverse=True)
-        similarity = _unit(target[rows] - target_mean) @ _unit(context[cells] - context_mean).T
-        result[rows] = 1 - np.take_along_axis(similarity, index.reshape(neighbors[rows].shape), axis=1).mean(1)
-    return result
+    total = np.zeros(len(neighbors), dtype=np.float32)
+    size = max(64, max_memory // (4 * context.shape[1]))
+    for start in range(0, context.shape[0], size):
+        cells = _unit(context[start : start + size], context_mean)
+        for first in range(0, len(neighbors), 256):
+            queries = _unit(target[first : first + 256], target_mean)
+            for row, query in enumerate(queries, first):
+                inside = neighbors[row][(neighbors[row] >= start) & (neighbors[row] < start + size)]
+                total[row] += (cells[inside - start] @ query).sum()
+    return 1 - total / neighbors.shape[1]
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows)
+def _unit(rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows) - mean.astype(np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _TINY)
 
 
