@@ -5,6 +5,7 @@ Pure functions over arrays; equations of the scSpecies paper, sections 5.2.2 and
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -193,6 +194,7 @@ def _choose_method(n_pairs: int, n_features: int, metric) -> str:
     return "exact" if n_pairs <= 10 * EXACT_PAIRS else "pynndescent"
 
 
+@cache
 def _compiled():
     """Inner products of chosen pairs of rows, compiled: a product of all pairs is mostly waste, a gather mostly copies."""
     import numba
@@ -265,9 +267,9 @@ def _rows(matrix, rows: slice | np.ndarray, metric: str) -> torch.Tensor:
     if metric != "cosine":
         return dense
     norms = dense.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return (
-        dense / norms if isinstance(matrix, np.ndarray) else dense.div_(norms)
-    )  # a matrix of the caller's stays as it is
+    if isinstance(matrix, np.ndarray):  # the caller's own values
+        return dense / norms
+    return dense.div_(norms)
 
 
 def _distances(queries: torch.Tensor, references: torch.Tensor, metric) -> torch.Tensor:
