@@ -34,7 +34,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
-from multiprocessing import get_context
 from pathlib import Path
 
 import anndata as ad
@@ -43,6 +42,7 @@ import pandas as pd
 import scvi
 import torch
 from lightning.pytorch import Callback
+from scspecies_speed import PROCESS, EpochClock, simulate
 
 import transverse as tv
 from transverse.scspecies._context import shared_features
@@ -56,7 +56,6 @@ except ImportError:  # Windows
 N_GENES = 4000
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
 WHOLE = {"batch_size": 128, "train_size": 1.0}
-PROCESS = {"max_workers": 1, "mp_context": get_context("spawn")}
 
 
 def forget_peak() -> None:
@@ -108,42 +107,12 @@ class Steps:
         self.add(name, wall_ - wall, cpu_ - cpu, n)
 
 
-class EpochClock(Callback):
-    """Reads the clocks at the end of every training epoch."""
-
-    def __init__(self):
-        self.times = []
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        self.times.append((time.perf_counter(), time.process_time()))
-
-
 # ---- data
 
 
 def write_species(folder: Path, n_cells: int) -> None:
     """Context and target with so many cells each."""
-    n_shared = int(0.8 * N_GENES)
-    data = tv.datasets.simulate_species(
-        "easy",
-        species=("context", "target"),
-        n_cells=n_cells,
-        n_shared_genes=n_shared,
-        n_specific_genes=N_GENES - n_shared,
-        n_types=12,
-        n_batches=3,
-        size_ratio=4.0,
-        many_to_many=0.0,
-        unmeasured_share=0.0,
-        library_size=0.16 * N_GENES,
-    )
-    for name, full in data.items():
-        names = full.var_names.to_series()
-        if name == "target":
-            names = names.mask(full.var["ortholog"] != "", full.var["ortholog"])
-        adata = ad.AnnData(full.X, obs=full.obs[["batch", "cell_type"]])
-        adata.var_names = names.to_numpy().astype(str)
-        adata.write_h5ad(folder / f"{name}.h5ad")
+    simulate(folder, n_cells, N_GENES, seed=0, n_types=12)
 
 
 def write_responses(folder: Path, n_cells: int) -> None:

@@ -109,7 +109,7 @@ class EpochClock(Callback):
         self.times.append(now())
 
 
-def simulate(folder: Path, n_cells: int, n_genes: int, seed: int) -> str:
+def simulate(folder: Path, n_cells: int, n_genes: int, seed: int, n_types: int = 6) -> str:
     """Write context and target, whose orthologues share their names, and return a line that describes them."""
     n_shared = int(0.8 * n_genes)
     data = tv.datasets.simulate_species(
@@ -118,7 +118,7 @@ def simulate(folder: Path, n_cells: int, n_genes: int, seed: int) -> str:
         n_cells=n_cells,
         n_shared_genes=n_shared,
         n_specific_genes=n_genes - n_shared,
-        n_types=6,
+        n_types=n_types,
         n_batches=3,
         size_ratio=4.0,
         many_to_many=0.0,
