@@ -10,15 +10,36 @@ from lightning.pytorch.callbacks import Callback
 from scvi.train import TrainingPlan
 from torch.utils.data import DistributedSampler
 
+# What is less is set to 0 once in so many steps, in which it could not fall below 1e-38.
+TINY, CLEARED_EVERY = 1e-30, 100
+
 
 class OnePassAdamPlan(TrainingPlan):
-    """A training plan whose Adam goes over all weights in one pass on a CPU too, where PyTorch's default takes one by one."""
+    """A training plan for CPUs too: Adam goes over all weights in one pass, and no weight becomes a denormal number.
+
+    Weights of a unit that is never active decay to numbers of less than 1e-38, with which matrix products are ten times slower.
+    """
 
     def get_optimizer_creator(self):
         """Adam with the arguments of the plan, or the optimiser that was asked for."""
         if self.optimizer_name != "Adam" or self.device.type != "cpu":
             return super().get_optimizer_creator()
         return partial(torch.optim.Adam, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=True)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
+        """Set to 0 now and then what would decay to denormal numbers before the next time."""
+        if self.global_step % CLEARED_EVERY == 0:
+            clear_tiny(self.optimizers(use_pl_optimizer=False))
+
+
+@torch.no_grad()
+def clear_tiny(optimizer: torch.optim.Optimizer) -> None:
+    """Set weights, and what the optimiser remembers of them, to 0 where they are less than ``TINY``."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            for tensor in (weight, *optimizer.state.get(weight, {}).values()):
+                if torch.is_tensor(tensor) and tensor.shape == weight.shape:
+                    tensor.masked_fill_(tensor.abs() < TINY, 0)
 
 
 class ProcessSampler(DistributedSampler):

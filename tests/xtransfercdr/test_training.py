@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 import transverse as tv
+from transverse import _training
 from transverse._training import KeepBest
 from transverse.xtransfercdr import XTransferCDRTrainingPlan, default_epochs
 from transverse.xtransfercdr._model import REFERENCE
@@ -861,3 +862,19 @@ def test_nothing_of_the_users_is_changed(responses):
     assert all(key.startswith("_scvi_") for key in adata.uns if key not in before.uns)
     for part in ("obsm", "varm", "layers", "obsp", "var"):
         assert list(getattr(adata, part)) == list(getattr(before, part)), part
+
+
+def test_weights_of_a_unit_that_is_never_active_become_zero(responses, monkeypatch):
+    model = build(responses)
+    norm, output = model.module.decoder[0][1], model.module.decoder[1]
+    assert isinstance(norm, torch.nn.BatchNorm1d)
+    with torch.no_grad():
+        norm.weight[3], norm.bias[3] = 0.0, -1.0  # below zero, whatever comes
+        output.weight[:, 3] = 1e-35
+        output.weight[:, 4] = 1e-20
+    monkeypatch.setattr(_training, "CLEARED_EVERY", 1)
+    model.train(2, weight_averaging=None, **QUIET)
+    optimizer = model.trainer.optimizers[0]
+    for tensor in (output.weight, optimizer.state[output.weight]["exp_avg"]):
+        assert (tensor[:, 3] == 0).all()
+        assert (tensor[:, 4] != 0).any()

@@ -126,8 +126,8 @@ def candidate_log_likelihood(
         chunk, n_columns = (n_rows, 1) if n_candidates == 1 else (1, min(n_rows, n_candidates))
     chunk = 64 if chunk is None else chunk
     ratio = scale / theta
-    # where a cell has many of all profiles as candidates, one product with all is quicker than one with each cell's own
-    products = torch.log(ratio + EPS) @ x.T if len(ratio) <= 8 * n_candidates else None
+    # where cells share their candidates, the logarithms of all profiles are fewer than those at each cell's counts
+    logs = torch.log(ratio + EPS) if candidates.numel() > 4 * len(ratio) else None
     softplus = None if zi_logits is None else F.softplus(-zi_logits).sum(1)
     scores = torch.empty(candidates.shape, dtype=x.dtype, device=x.device)
     # memory that is used again is several times quicker than new memory
@@ -150,10 +150,7 @@ def candidate_log_likelihood(
             def select(table, buffer, flat=flat, shape=index.shape):
                 return torch.index_select(table, 0, flat, out=work[buffer, : len(flat)]).view(*shape, -1)
 
-            if products is None:
-                score = _count_weighted_log(ratio, index, counts)
-            else:
-                score = products.T[rows].gather(1, index)
+            score = _count_weighted_log(ratio, index, counts) if logs is None else _dot(select(logs, 0), counts)
             log_rate = select(ratio, 0).mul_(library[rows].unsqueeze(-1)).log1p_()
             if zi_logits is None:
                 scores[rows, columns] = score.sub_(_dot(log_rate, weights))

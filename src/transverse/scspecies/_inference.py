@@ -187,19 +187,19 @@ class InferenceMixin(VAEMixin):
         n_context = len(self.module.context_mean)
         check_n_neighbors(n_neighbors, n_context)
         data = self._validate_anndata(adata)
-        loader = self._make_data_loader(data, batch_size=batch_size)
+        cells = np.arange(data.n_obs) if indices is None else np.arange(data.n_obs)[np.asarray(indices)]
+        loader = self._make_data_loader(data, indices=cells, batch_size=batch_size)
         self.module.eval()
         ranked = rank_candidates(self.module, loader, min(max(n_candidates, n_neighbors), n_context), n_neighbors)
         trained_on = data is self.adata and data.obs_names.tolist() == self.cell_names_
-        neighbors, distance = (self.neighbors_, self.neighbor_distance_) if trained_on else (None, None)
+        neighbors = self.neighbors_[cells] if trained_on else None
+        distance = self.neighbor_distance_[cells] if trained_on and self.neighbor_distance_ is not None else None
         novelty = novelty_score(ranked["ratio"], distance, self.novelty_reference_)
-        table = label_table(ranked, neighbors, labels, data.obs_names, vote, novelty)
+        table = label_table(ranked, neighbors, labels, data.obs_names[cells], vote, novelty)
         if unknown_threshold is not None:
             threshold = NOVELTY_MIDPOINT if unknown_threshold == "auto" else float(unknown_threshold)
             table["label"] = table["label"].cat.add_categories(["unknown"])
             table.loc[table["novelty"] > threshold, "label"] = "unknown"
-        if indices is not None:
-            table = table.iloc[np.asarray(indices)]
         if key_added is not None:
             target = data if adata is None else adata
             for column in table:

@@ -285,7 +285,8 @@ class ScSpeciesVAE(VAE):
     ) -> torch.Tensor:
         """Log-likelihood of cells under their candidates' latent variables, up to a constant per cell.
 
-        A context cell is decoded once for every distinct set of covariates in the mini-batch.
+        A context cell is decoded once for every distinct set of covariates in the mini-batch, or in a part of it if there are
+        too many to be held.
 
         Parameters
         ----------
@@ -311,6 +312,15 @@ class ScSpeciesVAE(VAE):
         conditions, of_cell = torch.unique(torch.cat(covariates, dim=1), dim=0, return_inverse=True)
         pairs = candidates * len(conditions) + of_cell.unsqueeze(1)
         profiles, index = torch.unique(pairs, return_inverse=True)
+        if len(profiles) * x.shape[1] > _DECODED and pairs.numel() > 1:
+            if len(x) == 1:
+                parts = candidates.tensor_split(2, dim=1)
+                return torch.cat([self.candidate_scores(tensors, library, part, sample) for part in parts], dim=1)
+            halves = torch.arange(len(x), device=x.device).tensor_split(2)
+            parts = [({k: v[rows] for k, v in tensors.items() if v is not None}, rows) for rows in halves]
+            return torch.cat(
+                [self.candidate_scores(part, library[rows], candidates[rows], sample) for part, rows in parts]
+            )
         context_cells = torch.div(profiles, len(conditions), rounding_mode="floor")
         z = self.context_mean[context_cells]
         if sample:
@@ -363,4 +373,6 @@ class ScSpeciesVAE(VAE):
         return scores
 
 
+# Values of decoded profiles that are held at a time: a few tables of 128 MiB.
+_DECODED = 2**25
 _COVARIATE_KEYS = (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.CAT_COVS_KEY, REGISTRY_KEYS.CONT_COVS_KEY)

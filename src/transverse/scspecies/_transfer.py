@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from scvi import settings
+from sklearn.neighbors import KDTree
 
 from transverse._compat import REGISTRY_KEYS
 
@@ -24,8 +26,8 @@ DATA_LEVEL_SHARE = 0.55
 # Below, or by more than, these the aligned latent space is reported as poor.
 MIN_ALIGNED_AGREEMENT = 0.9
 MAX_LOST_SHARE = 0.03
-# Counts of cells that are ranked together, and genes of profiles that are held for them: 32 MiB.
-_JOINED_COUNTS = 2**23
+# Counts above zero of cells that are held to be ranked together (128 MiB), and cells that are ranked at a time.
+HELD_COUNTS, BLOCK = 2**24, 2048
 
 
 @torch.inference_mode()
@@ -44,68 +46,70 @@ def rank_candidates(
     of :math:`\log p(x \mid \mu_j) - \log p(x \mid \mu_i)`, the log-likelihood (nats) that the cell loses when it is
     explained by a context cell instead of its own latent variable.
     """
-    parts = []
-    for tensors, batch_size in _joined(loader):
-        tensors = {key: value.to(module.device) for key, value in tensors.items()}
-        mean = module.encode(module, tensors)["mean"]
-        blocks = _blocks(module, tensors, mean, batch_size)
-        candidates, ratios = [], []
-        for rows in blocks:
-            distance = torch.cdist(mean[rows], module.context_mean)
-            candidates.append(torch.topk(distance, n_candidates, largest=False).indices)
-            batch = {key: value[rows] for key, value in tensors.items()}
-            ratios.append(likelihood_ratios(module, batch, mean[rows], candidates[-1]))
-        back = torch.argsort(torch.cat(blocks))
-        candidates, ratios = torch.cat(candidates)[back], torch.cat(ratios)[back]
-        best = torch.topk(ratios, n_neighbors, largest=False)
-        parts.append(
-            {
-                "latent": candidates[:, :n_neighbors].cpu().numpy(),
-                "likelihood": torch.gather(candidates, 1, best.indices).cpu().numpy(),
-                "ratio": ratios[:, :n_neighbors].mean(1).cpu().numpy().astype(np.float64),
-            }
-        )
+    nearest, parts = _nearest(module.context_mean, n_candidates), []
+    for counts, tensors in _held(module, loader):
+        order = _alike(tensors)
+        ranked = []
+        for rows in np.array_split(order, -(-len(order) // BLOCK)):
+            batch = {key: value[rows].to(module.device) for key, value in tensors.items()}
+            batch[REGISTRY_KEYS.X_KEY] = torch.from_numpy(counts[rows].toarray()).to(module.device)
+            mean = batch.pop("mean")
+            candidates = nearest(mean)
+            ratios = likelihood_ratios(module, batch, mean, candidates)
+            best = torch.topk(ratios, n_neighbors, largest=False)
+            ranked.append(
+                {
+                    "latent": candidates[:, :n_neighbors].cpu().numpy(),
+                    "likelihood": torch.gather(candidates, 1, best.indices).cpu().numpy(),
+                    "ratio": ratios[:, :n_neighbors].mean(1).cpu().numpy().astype(np.float64),
+                }
+            )
+        back = np.argsort(order)
+        parts.append({key: np.concatenate([part[key] for part in ranked])[back] for key in ranked[0]})
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def _joined(loader: Iterable[dict[str, torch.Tensor]]) -> Iterator[tuple[dict[str, torch.Tensor], int]]:
-    """Mini-batches of a loader, as many together as hold up to ``_JOINED_COUNTS`` counts, and the size of one of them."""
+def _held(
+    module: ScSpeciesVAE, loader: Iterable[dict[str, torch.Tensor]]
+) -> Iterator[tuple[sp.csr_matrix, dict[str, torch.Tensor]]]:
+    """Cells of a loader with their latent means, as many together as have up to ``HELD_COUNTS`` counts above zero."""
     held, n_counts = [], 0
     for tensors in loader:
-        size = tensors[REGISTRY_KEYS.X_KEY].numel()
-        if held and n_counts + size > _JOINED_COUNTS:
+        mean = module.encode(module, tensors)["mean"].cpu()
+        tensors = {key: value.cpu() for key, value in tensors.items()}
+        counts = sp.csr_matrix(tensors.pop(REGISTRY_KEYS.X_KEY).numpy())
+        if held and n_counts + counts.nnz > HELD_COUNTS:
             yield _join(held)
             held, n_counts = [], 0
-        held.append(tensors)
-        n_counts += size
+        held.append((counts, {**tensors, "mean": mean}))
+        n_counts += counts.nnz
     if held:
         yield _join(held)
 
 
-def _join(batches: list[dict[str, torch.Tensor]]) -> tuple[dict[str, torch.Tensor], int]:
-    joined = {key: torch.cat([tensors[key] for tensors in batches]) for key in batches[0]}
-    return joined, len(batches[0][REGISTRY_KEYS.X_KEY])
+def _join(held: list[tuple[sp.csr_matrix, dict[str, torch.Tensor]]]) -> tuple[sp.csr_matrix, dict[str, torch.Tensor]]:
+    counts, tensors = zip(*held, strict=True)
+    return sp.vstack(counts, format="csr"), {key: torch.cat([part[key] for part in tensors]) for key in tensors[0]}
 
 
-def _blocks(
-    module: ScSpeciesVAE, tensors: dict[str, torch.Tensor], mean: torch.Tensor, batch_size: int
-) -> list[torch.Tensor]:
-    """Cells in blocks that have many candidates in common, each of which is then decoded only once for a block.
+def _alike(tensors: dict[str, torch.Tensor]) -> np.ndarray:
+    """An order in which successive cells have many candidates in common, each of which is then decoded once for all.
 
-    Cells are sorted by their batch and by the nearest of a few context cells, so that successive ones find the profiles of
-    their candidates in the processor's cache. A block has ``batch_size`` of them, or all cells of a batch where the
-    profiles of all context cells are few enough to be held.
+    By batch and categories, and within them by the leaves of a tree over the latent means.
     """
-    n_context = len(module.context_mean)
-    n_anchors = min(n_context, 1 + len(mean) // batch_size)
-    anchors = torch.linspace(0, n_context - 1, n_anchors, device=mean.device).long()
-    nearest = torch.cdist(mean, module.context_mean[anchors]).argmin(1)
-    batch = tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1).long()
-    order = torch.argsort(batch * n_anchors + nearest, stable=True)
-    only_batches = not any(key in tensors for key in (REGISTRY_KEYS.CAT_COVS_KEY, REGISTRY_KEYS.CONT_COVS_KEY))
-    if only_batches and n_context * tensors[REGISTRY_KEYS.X_KEY].shape[1] <= _JOINED_COUNTS:
-        return list(order.split(batch.unique(return_counts=True)[1].tolist()))
-    return list(order.split(batch_size))
+    mean = tensors["mean"].numpy()
+    rank = np.argsort(KDTree(mean, leaf_size=256).get_arrays()[1])
+    keys = (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.CAT_COVS_KEY)
+    conditions = [column for key in keys if key in tensors for column in tensors[key].numpy().T]
+    return np.lexsort((rank, *conditions))
+
+
+def _nearest(context_mean: torch.Tensor, n_candidates: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Search for the nearest context cells, nearest first: by a tree, but on a GPU among all of them."""
+    if context_mean.device.type != "cpu":
+        return lambda mean: torch.topk(torch.cdist(mean, context_mean), n_candidates, largest=False).indices
+    tree = KDTree(context_mean.numpy())
+    return lambda mean: torch.from_numpy(tree.query(mean.numpy(), n_candidates, return_distance=False))
 
 
 @torch.inference_mode()
