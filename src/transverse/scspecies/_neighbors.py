@@ -228,12 +228,17 @@ def _projected_neighbors(
     svd = TruncatedSVD(n_directions, n_iter=3, random_state=seed).fit(_rows(context, sample, metric).numpy())
     directions = torch.from_numpy(np.ascontiguousarray(svd.components_.T, dtype=np.float32))
     size = max(64, max_memory // (8 * context.shape[1]))
+    euclidean = metric == "euclidean"
     projected, norms = [], []
     for matrix in (context, target):
-        blocks = [_rows(matrix, slice(i, i + size), metric) for i in range(0, matrix.shape[0], size)]
-        projected.append(torch.cat([block @ directions for block in blocks]))
-        norms.append(torch.cat([block.square().sum(1) for block in blocks]))
-    half_norm = norms[0] / 2 if metric == "euclidean" else torch.zeros(n_context)
+        along, norm = [], []
+        for start in range(0, matrix.shape[0], size):
+            block = _rows(matrix, slice(start, start + size), metric)
+            along.append(block @ directions)
+            norm.append(block.square().sum(1) if euclidean else torch.ones(len(block)))
+        projected.append(torch.cat(along))
+        norms.append(torch.cat(norm))
+    half_norm = norms[0] / 2
     n_ranked = min(n_context, max(N_RANKED, 8 * n_neighbors))
     candidates = torch.cat(
         [
@@ -251,15 +256,12 @@ def _projected_neighbors(
             rows = slice(first, first + 1024)
             queries = _rows(target, rows, metric).numpy()
             inner_products(queries, references.numpy(), candidates[rows].numpy(), start, scores[rows].numpy())
-    if metric == "euclidean":
-        scores -= half_norm[candidates.long()]
+    scores -= half_norm.index_select(0, candidates.view(-1)).view_as(candidates)
     best = torch.topk(scores, n_neighbors, dim=1)
     indices = torch.gather(candidates, 1, best.indices).long()
-    if metric == "euclidean":
-        distances = (norms[1][:, None] - 2 * best.values).clamp(min=0).sqrt()
-    else:
-        distances = 1 - best.values
-    return indices.numpy(), distances.clamp(min=0).numpy()
+    distances = (norms[1][:, None] - 2 * best.values).clamp(min=0)  # squared, of unit length for the angle
+    distances = distances.sqrt() if euclidean else distances / 2
+    return indices.numpy(), distances.numpy()
 
 
 def _rows(matrix, rows: slice | np.ndarray, metric: str) -> torch.Tensor:
