@@ -18,13 +18,17 @@ CACHED = 2**18
 def _count_terms(x: torch.Tensor, mu: torch.Tensor, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Terms of the NB log-likelihood that vanish at ``x = 0``, summed per cell, and the mask of non-zero counts."""
     nonzero = x > 0
-    rows = nonzero.nonzero()[:, 0]
-    x_nz = x[nonzero]
-    theta_nz = theta.expand_as(x)[nonzero]
-    mu_nz = mu[nonzero]
+    rows, genes = nonzero.nonzero(as_tuple=True)
+    flat = rows * x.shape[1] + genes
+    x_nz, mu_nz = x.reshape(-1).index_select(0, flat), mu.reshape(-1).index_select(0, flat)
+    if theta.ndim == 1:
+        theta_nz, lgamma_nz = (values.index_select(0, genes) for values in (theta, torch.lgamma(theta)))
+    else:
+        theta_nz = theta.reshape(-1).index_select(0, flat)
+        lgamma_nz = torch.lgamma(theta_nz)
     terms = (
         torch.lgamma(x_nz + theta_nz)
-        - torch.lgamma(theta_nz)
+        - lgamma_nz
         - torch.lgamma(x_nz + 1)
         + x_nz * (torch.log(mu_nz + EPS) - torch.log(theta_nz + mu_nz + EPS))
     )

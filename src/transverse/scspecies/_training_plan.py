@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scvi.train import TrainingPlan
+from transverse._training import OnePassAdamPlan
 
 
-class ScSpeciesTrainingPlan(TrainingPlan):
+class ScSpeciesTrainingPlan(OnePassAdamPlan):
     r"""Training with a schedule for the alignment weight beside that of the KL divergence.
 
     Parameters

@@ -164,18 +164,19 @@ class XTransferCDRModule(BaseModuleClass):
         has_control = tensors[XTRANSFERCDR_KEYS.HAS_CONTROL_KEY].flatten().bool()
         n = 2 * len(kind)
         cells, controls, doubles = x[:n], x[n : 2 * n], x[2 * n :]
-        predicted = generative_outputs["x"]
+        # one split: the gradient of a slice would be as large as the whole
+        of_basal, of_sum, of_swap, of_double = generative_outputs["x"].split([n, n, n, len(doubles)])
         basal, effect = inference_outputs["basal"], inference_outputs["effect"]
         shared = torch.where((kind == SAME_PERTURBATION).repeat(2)[:, None], effect, basal)
-        cross = F.mse_loss(predicted[2 * n : 3 * n], cells)
+        cross = F.mse_loss(of_swap, cells)
         # both sides at once: twice the mean is the sum of the two means
         terms = {
-            "reconstruction": 2 * F.mse_loss(predicted[n : 2 * n], cells),
+            "reconstruction": 2 * F.mse_loss(of_sum, cells),
             "cross": 2 * cross,
-            "basal": 2 * masked_mse(predicted[:n], controls, has_control),
+            "basal": 2 * masked_mse(of_basal, controls, has_control),
             "similarity": similarity(*shared.chunk(2), symmetric=self.symmetric_similarity),
             "orthogonality": 2 * orthogonality(basal, effect),
-            "combination": F.mse_loss(predicted[3 * n :], doubles) if len(doubles) else predicted[3 * n :].sum(),
+            "combination": F.mse_loss(of_double, doubles) if len(doubles) else of_double.sum(),
         }
         # an ablated term leaves the graph, where 0 times infinity would stay
         total = sum(self.weights[name] * term for name, term in terms.items() if self.weights[name] != 0)
