@@ -12,6 +12,8 @@
   memory and recall at 25 of 500 of the cells
 - ``floor``: an epoch of every model and stage beside a bare PyTorch loop over the same mini-batches in memory with the same networks,
   loss and optimiser, and the seconds that reading the mini-batches takes
+- ``profile``: how an epoch of each divides into kinds of operations
+- ``precision``: seconds and loss in single precision, in ``bf16-mixed`` and compiled
 - ``processes``: loss curves of one and two processes (Lightning's DDP), over seeds
 
 Every size of every tool runs in a process of its own. The peak is that of the step (Linux; elsewhere that of the process so far)
@@ -30,10 +32,12 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import anndata as ad
@@ -378,39 +382,139 @@ class Floor(Callback):
         print(self.rows[-1], file=sys.stderr, flush=True)
 
 
-def floor_rows(threads: int) -> list[dict]:
-    """All models on simulations, at their defaults."""
-    prepare(threads)
-    rows: list[dict] = []
-    options = {**QUIET, "max_epochs": 3}
-
+def small_trainings() -> Iterator[tuple[str, Callable]]:
+    """Names of all models, and of the context of scSpecies, with their training on small simulations."""
     context, target = tv.datasets.simulate_species(
         "easy", n_cells=4000, n_shared_genes=1600, n_specific_genes=400
     ).values()
     scvi.model.SCVI.setup_anndata(context, batch_key="batch")
     reference = tv.ScSpecies.make_context(context)
-    reference.train(callbacks=[Floor({"model": "SCVI (make_context)"}, rows)], **options, **WHOLE)
+    yield "SCVI (make_context)", partial(reference.train, **WHOLE)
+    reference.train(3, **QUIET, **WHOLE)
     tv.ScSpecies.setup_anndata(target, batch_key="batch")
     model = tv.ScSpecies.from_scvi_model(reference, target, target.uns["orthologs"], labels_key="cell_type")
-    model.train(callbacks=[Floor({"model": "ScSpecies"}, rows)], **options, **WHOLE)
+    yield "ScSpecies", partial(model.train, **WHOLE)
 
     adata = tv.datasets.simulate_responses(n_genes=2000, n_cells_per_condition=100, n_control_cells_per_context=300)
     tv.XTransferCDR.setup_anndata(adata)
-    tv.XTransferCDR(adata).train(callbacks=[Floor({"model": "XTransferCDR"}, rows)], **options)
+    yield "XTransferCDR", tv.XTransferCDR(adata).train
 
     adata = tv.datasets.simulate_signatures(n_drugs=300, n_genes=978)
     tv.DeepCellState.setup_anndata(adata)
-    tv.DeepCellState(adata).train(callbacks=[Floor({"model": "DeepCellState"}, rows)], **options)
+    yield "DeepCellState", tv.DeepCellState(adata).train
 
     adata = tv.pp.stack_species(tv.datasets.simulate_reactomes())
     tv.UGE.setup_anndata(adata, animal_key="animal")
-    tv.UGE(adata, preset="tiny").train(callbacks=[Floor({"model": "UGE"}, rows)], **options)
+    yield "UGE", tv.UGE(adata, preset="tiny").train
+
+
+def floor_rows(threads: int) -> list[dict]:
+    """All models on simulations, at their defaults."""
+    prepare(threads)
+    rows: list[dict] = []
+    for name, train in small_trainings():
+        train(max_epochs=3, callbacks=[Floor({"model": name}, rows)], **QUIET)
     return rows
 
 
 def floor(args: argparse.Namespace) -> dict[str, pd.DataFrame]:
     """Processor seconds of an epoch."""
     return {"floor": pd.DataFrame(in_process(floor_rows, args.threads)).round(2)}
+
+
+# ---- where the time goes
+
+KINDS = {
+    "products of matrices": ("mm", "bmm", "baddbmm", "addmm", "addmv_", "mv", "_scaled_dot_product"),
+    "random numbers": ("bernoulli_", "normal_", "uniform_", "randperm", "random_"),
+    "gamma functions": ("lgamma", "digamma"),
+    "selection, sorting": ("index", "_index", "gather", "scatter", "nonzero", "topk", "sort", "_unique"),
+    "copies": ("copy_", "cat", "fill_", "zero_"),
+    "optimiser": ("_fused_adam", "lerp_", "addcdiv_", "addcmul_"),
+}
+
+
+class Profile(Callback):
+    """Shares of an epoch by kind of operation."""
+
+    def __init__(self, rows: list[dict]):
+        self.rows = rows
+
+    def on_train_epoch_start(self, trainer, plan):
+        if trainer.current_epoch == 1:
+            self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+            self.profile.start()
+
+    def on_train_epoch_end(self, trainer, plan):
+        if trainer.current_epoch == 1:
+            self.profile.stop()
+            self.rows += [(event.key, event.self_cpu_time_total) for event in self.profile.key_averages()]
+
+
+def kind_of(operation: str) -> str:
+    """Kind of an operation of PyTorch by its name."""
+    if not operation.startswith("aten::"):
+        return "reading" if operation.startswith("enumerate(DataLoader)") else "Python, bookkeeping"
+    name = operation.removeprefix("aten::")
+    found = (kind for kind, starts in KINDS.items() if any(name == s or name.startswith(s + "_") for s in starts))
+    return next(found, "element by element")
+
+
+def profile_rows(threads: int) -> list[dict]:
+    """Shares of the time of the second epoch."""
+    prepare(threads)
+    rows = []
+    for name, train in small_trainings():
+        operations: list[tuple[str, float]] = []
+        train(max_epochs=2, callbacks=[Profile(operations)], **QUIET)
+        table = pd.DataFrame(operations, columns=["operation", "time"])
+        shares = table.groupby(table["operation"].map(kind_of))["time"].sum() / table["time"].sum()
+        rows.append({"model": name, **shares})
+    return rows
+
+
+def profile(args: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """Shares of the time by kind of operation, the largest first."""
+    table = pd.DataFrame(in_process(profile_rows, args.threads)).set_index("model").fillna(0)
+    return {"profile": table[table.mean().sort_values(ascending=False).index].round(2).reset_index()}
+
+
+# ---- bf16 and compile
+
+VARIANTS = {
+    "float32": {},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "compile": {"plan_kwargs": {"compile": True}},
+}
+
+
+def precision_rows(threads: int, variant: str, skip: int) -> list[dict]:
+    """Seconds of a variant in four epochs, and where the loss ends, for one of the trainings."""
+    prepare(threads)
+    name, train = next(islice(small_trainings(), skip, None))
+    clock = EpochClock()
+    loss = {}
+
+    class Loss(Callback):
+        def on_fit_end(self, trainer, plan):
+            loss["loss"] = float(
+                trainer.callback_metrics.get("train_loss_epoch", trainer.callback_metrics["train_loss"])
+            )
+
+    start = time.perf_counter()
+    train(max_epochs=4, callbacks=[clock, Loss()], **QUIET, **VARIANTS[variant])
+    seconds = {"seconds": time.perf_counter() - start, "last epoch": clock.times[-1][0] - clock.times[-2][0]}
+    return [{"model": name, "variant": variant, **seconds, **loss}]
+
+
+def precision(args: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """All trainings in single, in mixed precision and compiled."""
+    rows = []
+    for skip in range(5):
+        for variant in VARIANTS:
+            rows += in_process(precision_rows, args.threads, variant, skip)
+            print(rows[-1], file=sys.stderr, flush=True)
+    return {"precision": pd.DataFrame(rows).round(3)}
 
 
 # ---- several processes
@@ -469,6 +573,8 @@ TASKS: dict[str, Callable[[argparse.Namespace], dict[str, pd.DataFrame]]] = {
     "xtransfercdr": lambda args: {"xtransfercdr": of_sizes("xtransfercdr", args)},
     "search": search,
     "floor": floor,
+    "profile": profile,
+    "precision": precision,
     "processes": processes,
 }
 

@@ -236,6 +236,7 @@ class ScSpeciesVAE(VAE):
             return zinb_log_likelihood(x, px.mu, px.theta, px.zi_logits)
         return px.log_prob(x).sum(-1)
 
+    @torch.compiler.disable  # a loop over cells, of another number in every mini-batch
     def _alignment(self, tensors, inference_outputs, epoch: int = 0) -> torch.Tensor:
         intermediate = inference_outputs[SCSPECIES_KEYS.INTERMEDIATE_KEY]
         if SCSPECIES_KEYS.CANDIDATES_KEY not in tensors:
