@@ -1,4 +1,4 @@
-"""Searches of hyperparameters, logging to mlflow, and streams of shards: by others, and optional."""
+"""Searches of hyperparameters, logging to mlflow, streams of shards, mixed precision and compilation: engines of others."""
 
 import warnings
 
@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import scvi
+import torch
 
 import transverse as tv
 
@@ -91,6 +92,36 @@ def test_run_autotune(name, tmp_path):
     assert set(found) == set(values) and all(np.isfinite(loss) for loss in found.values())
     best = results.get_best_result("validation_loss", "min")
     assert best.config["model_params"][argument] == min(found, key=found.get)
+
+
+VARIANTS = {
+    "bf16": {"precision": "bf16-mixed"},
+    # traced as for any compiler, but run as it is: no C++ compiler needed
+    "compiled": {"plan_kwargs": {"compile": True, "compile_kwargs": {"backend": "eager"}}},
+}
+
+
+@pytest.mark.parametrize("variant", ["bf16", pytest.param("compiled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", CASES)
+def test_mixed_precision_and_compilation(name, variant, tmp_path):
+    make, _, _, train = CASES[name]
+    model_cls, adata = make(tmp_path)
+    train = {**train, **QUIET, "max_epochs": 1}
+    options = {key: train.pop(key) for key in ("preset",) if key in train}
+    losses = []
+    for kwargs in ({}, VARIANTS[variant]):
+        scvi.settings.seed = 0
+        model = model_cls(adata, **options)
+        model.train(**train, check_val_every_n_epoch=1, **kwargs)
+        losses.append(model.history["train_loss"].iloc[-1, 0])
+        assert all(weight.dtype == torch.float32 for weight in model.module.parameters())
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    represent = getattr(model, "get_latent_representation", None) or model.get_basal_representation
+    assert np.isfinite(np.asarray(represent())).all()
+    model.save(tmp_path / "model")
+    loaded = model_cls.load(tmp_path / "model", adata) if isinstance(model_cls, type) else model
+    represent = getattr(loaded, "get_latent_representation", None) or loaded.get_basal_representation
+    assert np.isfinite(np.asarray(represent())).all()
 
 
 @pytest.mark.parametrize("name", CASES)
