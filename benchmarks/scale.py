@@ -18,7 +18,8 @@
 
 Every size of every tool runs in a process of its own. The peak is that of the step (Linux; elsewhere that of the process so far)
 and counts everything, libraries and data included. An epoch is one after a first that is not counted; the other steps run once.
-Growth is the exponent :math:`b` of seconds :math:`\\propto n^b` from the size before: 1 is flat per cell.
+Growth is the exponent :math:`b` of processor seconds :math:`\\propto n^b` from the size before: 1 is flat per cell. They tell less
+than the seconds of the clock about a busy machine, and with one thread are those of an idle one.
 """
 
 from __future__ import annotations
@@ -272,18 +273,18 @@ def of_sizes(task: str, args: argparse.Namespace) -> pd.DataFrame:
 
 
 def scaled(table: pd.DataFrame) -> pd.DataFrame:
-    """Seconds per 1,000 cells and growth of every step."""
+    """Processor seconds per 1,000 cells, and their growth, of every step."""
     if "seconds" not in table:
         return table
-    table["s per 1,000 cells"] = 1000 * table["seconds"] / table["n"].fillna(table["cells"])
+    table["s per 1,000 cells"] = 1000 * table["cpu"] / table["n"].fillna(table["cells"])
     by = ["tool", "storage", "step"]
-    before = table.groupby(by)[["seconds", "cells"]].shift()
-    growth = np.log(table["seconds"] / before["seconds"]) / np.log(table["cells"] / before["cells"])
-    growth = growth.where((table["seconds"] > 0.5) & table["n"].isna() & before["seconds"].gt(0.5))
+    before = table.groupby(by)[["cpu", "cells"]].shift()
+    growth = np.log(table["cpu"] / before["cpu"]) / np.log(table["cells"] / before["cells"])
+    growth = growth.where((table["cpu"] > 0.5) & table["n"].isna() & before["cpu"].gt(0.5))
     order = list(dict.fromkeys(table["step"]))
     table = table.assign(growth=growth, order=table["step"].map(order.index)).sort_values(["order", "storage", "cells"])
-    columns = ["tool", "step", "storage", "cells", "seconds", "s per 1,000 cells", "growth", "peak"]
-    return table[columns].rename(columns={"peak": "peak, GB"}).round(2)
+    columns = ["tool", "step", "storage", "cells", "seconds", "cpu", "s per 1,000 cells", "growth", "peak"]
+    return table[columns].rename(columns={"cpu": "processor s", "peak": "peak, GB"}).round(2)
 
 
 # ---- search

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances
 
@@ -73,6 +74,26 @@ def test_projected_search_takes_cells_without_counts_and_sparse_rows(low_rank):
     context, target = context[:30, :50], np.delete(target, 7, axis=0)[:, :50]
     few, exact = (nearest_neighbors(context, target, 25, method=method)[0] for method in ("projected", "exact"))
     np.testing.assert_array_equal(few, exact)
+
+
+def test_projected_search_in_the_vicinity_of_each_cell(monkeypatch):
+    rng = np.random.default_rng(0)
+    centers = 4 * rng.normal(size=(10, 30))
+    context, target = (
+        (centers[rng.integers(10, size=n)] + rng.normal(size=(n, 30))).astype(np.float32) for n in (800, 300)
+    )
+    for name, value in (("N_NEAR", 200), ("N_RANKED", 40), ("GROUP", 16)):
+        monkeypatch.setattr(neighbors, name, value)
+    groups = list(neighbors._vicinities(torch.from_numpy(context), torch.from_numpy(target), 200, seed=0))
+    assert sorted(np.concatenate([rows for rows, _ in groups])) == list(range(300))
+    assert max(len(rows) for rows, _ in groups) <= 16
+    for rows, near in groups:
+        assert 200 <= len(near) < 500 and (np.diff(near) > 0).all() and (np.diff(rows) > 0).all()
+    for metric in ("cosine", "euclidean"):
+        index, distance = nearest_neighbors(context, target, 5, metric=metric, method="projected")
+        exact, expected = nearest_neighbors(context, target, 5, metric=metric, method="exact")
+        assert np.mean([len(set(a) & set(b)) / 5 for a, b in zip(exact, index, strict=True)]) > 0.97
+        np.testing.assert_allclose(np.median(distance - expected), 0, atol=1e-5)
 
 
 def test_the_method_is_chosen_by_size_features_and_metric():

@@ -5,12 +5,14 @@ Pure functions over arrays; equations of the scSpecies paper, sections 5.2.2 and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
 import torch
+from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import VALID_METRICS
@@ -19,6 +21,8 @@ from sklearn.neighbors import VALID_METRICS
 EXACT_PAIRS = 2 * 10**8
 # Directions that cells are compared in at first, and how many of the nearest are then compared in full.
 N_DIRECTIONS, N_RANKED = 192, 300
+# Context cells that a target cell is compared with at first, and target cells that are compared at a time.
+N_NEAR, GROUP = 32_000, 4096
 
 
 def transform_counts(
@@ -131,9 +135,9 @@ def nearest_neighbors(
         ``"cosine"``, ``"euclidean"``, or any other metric of :func:`sklearn.metrics.pairwise_distances`, which takes longer;
         with ``method="pynndescent"`` any metric of that package.
     method
-        ``"exact"`` compares in chunks with every context cell. ``"projected"`` compares with every context cell along the 192
-        directions in which the context varies most, and the 300 nearest (or eight times the neighbours) in full: for
-        cosine and Euclidean distances. ``"pynndescent"`` builds an index. ``"auto"`` takes the first for up to two hundred million
+        ``"exact"`` compares in chunks with every context cell. ``"projected"`` compares along the 192 directions in which
+        the context varies most with the context cells of the nearest clusters, 32,000 or more, and the 300 nearest of them
+        (or eight times the neighbours) in full: for cosine and Euclidean distances. ``"pynndescent"`` builds an index. ``"auto"`` takes the first for up to two hundred million
         pairs of cells or fewer than 384 features, then the second where the metric allows, else the third past ten times as many.
     seed
         Seed of the projection and of pynndescent.
@@ -221,47 +225,83 @@ def _projected_neighbors(
     Both comparisons are by inner products: that of the projections is not of their angles, for what they leave out of a cell
     is the same for all candidates.
     """
-    n_context, n_target = context.shape[0], target.shape[0]
+    n_context = context.shape[0]
     rng = np.random.default_rng(seed)
     sample = np.sort(rng.permutation(n_context)[:5000])
     n_directions = min(N_DIRECTIONS, len(sample), context.shape[1])
     svd = TruncatedSVD(n_directions, n_iter=3, random_state=seed).fit(_rows(context, sample, metric).numpy())
     directions = torch.from_numpy(np.ascontiguousarray(svd.components_.T, dtype=np.float32))
-    size = max(64, max_memory // (8 * context.shape[1]))
-    euclidean = metric == "euclidean"
-    projected, norms = [], []
-    for matrix in (context, target):
-        along, norm = [], []
-        for start in range(0, matrix.shape[0], size):
-            block = _rows(matrix, slice(start, start + size), metric)
-            along.append(block @ directions)
-            norm.append(block.square().sum(1) if euclidean else torch.ones(len(block)))
-        projected.append(torch.cat(along))
-        norms.append(torch.cat(norm))
-    half_norm = norms[0] / 2
-    n_ranked = min(n_context, max(N_RANKED, 8 * n_neighbors))
-    candidates = torch.cat(
-        [
-            torch.topk(block @ projected[0].T - half_norm, n_ranked, dim=1, sorted=False).indices.to(torch.int32)
-            for block in projected[1].split(max(16, max_memory // (8 * n_context)))
-        ]
-    )
-    candidates.numpy().sort(axis=1)  # ties go to the first, and memory is read in order
-    scores = torch.empty(candidates.shape)
-    inner_products = _compiled()
     size = max(64, max_memory // (4 * context.shape[1]))
-    for start in range(0, n_context, size):
-        references = _rows(context, slice(start, start + size), metric)
-        for first in range(0, n_target, 1024):
-            rows = slice(first, first + 1024)
-            queries = _rows(target, rows, metric).numpy()
-            inner_products(queries, references.numpy(), candidates[rows].numpy(), start, scores[rows].numpy())
-    scores -= half_norm.index_select(0, candidates.view(-1)).view_as(candidates)
-    best = torch.topk(scores, n_neighbors, dim=1)
-    indices = torch.gather(candidates, 1, best.indices).long()
-    distances = (norms[1][:, None] - 2 * best.values).clamp(min=0)  # squared, of unit length for the angle
-    distances = distances.sqrt() if euclidean else distances / 2
-    return indices.numpy(), distances.numpy()
+    projected, norms = zip(
+        *(_project(matrix, directions, metric, size // 2) for matrix in (context, target)), strict=True
+    )
+    n_ranked = min(n_context, max(N_RANKED, 8 * n_neighbors))
+    whole = _rows(context, slice(None), metric) if n_context <= size else None
+    inner_products = _compiled()
+    distances = np.empty((target.shape[0], n_neighbors), dtype=np.float32)
+    indices = np.empty(distances.shape, dtype=np.int64)
+    for rows, near in _vicinities(*projected, max(N_NEAR, 4 * n_ranked), seed):
+        along, half_norm = projected[0][near], norms[0][near] / 2
+        candidates = torch.cat(
+            [
+                torch.topk(block @ along.T - half_norm, n_ranked, dim=1, sorted=False).indices
+                for block in projected[1][rows].split(max(16, max_memory // (8 * len(near))))
+            ]
+        )
+        candidates = candidates.sort(dim=1).values  # ties go to the first, and memory is read in order
+        ranked, candidates = torch.unique(candidates, return_inverse=True)
+        cells, candidates = near[ranked], candidates.to(torch.int32).numpy()
+        queries, scores = _rows(target, rows, metric).numpy(), torch.empty(candidates.shape)
+        for start in range(0, len(cells), size):
+            chunk = cells[start : start + size]
+            references = _rows(context, chunk.numpy(), metric) if whole is None else whole[chunk]
+            inner_products(queries, references.numpy(), candidates, start, scores.numpy())
+        candidates = torch.from_numpy(candidates).long()
+        best = torch.topk(scores - half_norm[ranked][candidates], n_neighbors, dim=1)
+        distance = (norms[1][rows][:, None] - 2 * best.values).clamp(min=0)  # squared, of unit length for the angle
+        distances[rows] = (distance.sqrt() if metric == "euclidean" else distance / 2).numpy()
+        indices[rows] = cells[torch.gather(candidates, 1, best.indices)].numpy()
+    return indices, distances
+
+
+def _project(matrix, directions: torch.Tensor, metric: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coordinates of rows along directions, and their squared lengths: 1 where only the angle counts."""
+    along, norms = [], []
+    for start in range(0, matrix.shape[0], size):
+        block = _rows(matrix, slice(start, start + size), metric)
+        along.append(block @ directions)
+        norms.append(block.square().sum(1) if metric == "euclidean" else torch.ones(len(block)))
+    return torch.cat(along), torch.cat(norms)
+
+
+def _vicinities(
+    context: torch.Tensor, target: torch.Tensor, n_near: int, seed: int
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Groups of target cells, and the context cells to compare them with, both in ascending order.
+
+    Those of the nearest clusters of the context, as many as have ``n_near`` cells together: what a target cell costs then does
+    not grow with the context.
+    """
+    n_context, n_target = len(context), len(target)
+    if n_context <= n_near:
+        for rows in np.array_split(np.arange(n_target), -(-n_target // GROUP)):
+            yield rows, torch.arange(n_context)
+        return
+    n_clusters = -(-8 * n_context // n_near)
+    kmeans = MiniBatchKMeans(n_clusters, batch_size=4096, n_init=1, random_state=seed)
+    sample = np.random.default_rng(seed).permutation(n_context)[: 1000 * n_clusters]
+    kmeans.fit(context[sample].numpy())
+    cluster = torch.from_numpy(kmeans.predict(context.numpy()))
+    of_target = kmeans.predict(target.numpy())
+    centers = torch.from_numpy(kmeans.cluster_centers_)
+    sizes = torch.bincount(cluster, minlength=n_clusters)
+    for group in np.unique(of_target):
+        order = torch.cdist(centers[group : group + 1], centers)[0].argsort()
+        n_taken = int((sizes[order].cumsum(0) < n_near).sum()) + 1
+        near = torch.isin(cluster, order[:n_taken]).nonzero().squeeze(1)
+        rows = np.flatnonzero(of_target == group)
+        for part in np.array_split(rows, -(-len(rows) // GROUP)):
+            yield part, near
 
 
 def _rows(matrix, rows: slice | np.ndarray, metric: str) -> torch.Tensor:
