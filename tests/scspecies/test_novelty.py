@@ -1,25 +1,44 @@
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from scipy.spatial.distance import cdist
 
+from transverse.scspecies._neighbors import dense_blocks, inner_products
 from transverse.scspecies._novelty import centered_distance, label_confidence, novelty_reference, novelty_score
 from transverse.scspecies._transfer import warn_of_poor_alignment
 
 
-def test_centered_distance_by_scipy():
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "manhattan"])
+def test_centered_distance_by_scipy(metric):
     rng = np.random.default_rng(0)
     context, target = rng.random((40, 12)) + 5, rng.random((30, 12)) + 9
     neighbors = rng.integers(40, size=(30, 4))
+    found = cdist(target, context, {"manhattan": "cityblock"}.get(metric, metric))
+    found = np.take_along_axis(found, neighbors, 1).astype(np.float32)
     means = context.mean(0), target.mean(0)
-    result = centered_distance(context, target, neighbors, *means, max_memory=1)
+    result = centered_distance(context, target, neighbors, found, metric, *means)
     full = cdist(target - means[1], context - means[0], "cosine")
-    np.testing.assert_allclose(result, np.take_along_axis(full, neighbors, 1).mean(1), rtol=1e-5)
+    np.testing.assert_allclose(result, np.take_along_axis(full, neighbors, 1).mean(1), rtol=1e-3)
+    assert result.dtype == np.float32
+
+
+def test_products_in_blocks():
+    rng = np.random.default_rng(0)
+    context, target = rng.random((300, 7), dtype=np.float32), rng.random((50, 7), dtype=np.float32)
+    chosen = rng.integers(300, size=(50, 4))
+    expected = np.take_along_axis(target @ context.T, chosen, 1)
+    np.testing.assert_allclose(inner_products(context, target, chosen, max_memory=1), expected, rtol=1e-5)
+    blocks = list(dense_blocks(sp.csr_matrix(context), max_memory=1))
+    assert len(blocks) > 1
+    np.testing.assert_array_equal(np.concatenate(blocks), context)
 
 
 def test_centered_distance_of_a_cell_that_is_average():
     context, target = np.eye(3), np.array([[1.0, 1, 1], [2, 0, 1], [0, 2, 1]])
-    result = centered_distance(context, target, np.zeros((3, 1), int), context.mean(0), target.mean(0))
-    np.testing.assert_allclose(result[0], 1)  # nothing special about it, and no division by zero
+    neighbors = np.zeros((3, 1), int)
+    found = cdist(target, context, "cosine")[:, :1]
+    result = centered_distance(context, target, neighbors, found, "cosine", context.mean(0), target.mean(0))
+    np.testing.assert_allclose(result[0], 1, atol=1e-3)  # nothing special about it, and no division by zero
     assert result[1] < result[2]
 
 

@@ -293,11 +293,12 @@ class ScSpecies(FittingMixin, ExpressionMixin, ComparisonMixin, InterpretationMi
             shared_features(context_model, match.context_matrix(), normalization, n_smooth, seed),
             shared_features(model, match.target_matrix(), normalization, n_smooth, seed),
         ]
-        model.neighbors_, _ = nearest_neighbors(*features, n_neighbors, metric=metric, method=method, seed=seed)
+        found = nearest_neighbors(*features, n_neighbors, metric=metric, method=method, seed=seed)
+        model.neighbors_ = found[0]
         model.neighbor_distance_ = None
         if n_smooth > 1:  # single cells are too noisy for their distance to say much
             means = [part.mean() for part in features]
-            model.neighbor_distance_ = centered_distance(*features, model.neighbors_, *means)
+            model.neighbor_distance_ = centered_distance(*features, *found, metric, *means)
         model.context_labels_ = labels
         model.orthologs_ = {key: match.pairs[key].tolist() for key in ("context", "target", "group")}
         model.context_ = {

@@ -198,6 +198,24 @@ def _choose_method(n_pairs: int, n_features: int, metric) -> str:
     return "exact" if n_pairs <= 10 * EXACT_PAIRS else "pynndescent"
 
 
+def inner_products(context, target, chosen: np.ndarray, max_memory: int = 256 * 2**20) -> np.ndarray:
+    """Inner products of target cells with chosen context cells (``(n_target, k)``), float32."""
+    chosen, products = chosen.astype(np.int32), np.empty(chosen.shape, dtype=np.float32)
+    size = max(64, max_memory // (4 * context.shape[1]))
+    for start in range(0, context.shape[0], size):
+        references = _dense(context, slice(start, start + size))
+        for first in range(0, len(chosen), 1024):
+            rows = slice(first, first + 1024)
+            _compiled()(_dense(target, rows), references, chosen[rows], start, products[rows])
+    return products
+
+
+def dense_blocks(matrix, max_memory: int = 128 * 2**20) -> Iterator[np.ndarray]:
+    """Rows of a matrix, dense, a block at a time."""
+    size = max(64, max_memory // (4 * matrix.shape[1]))
+    return (_dense(matrix, slice(start, start + size)) for start in range(0, matrix.shape[0], size))
+
+
 @cache
 def _compiled():
     """Inner products of chosen pairs of rows, compiled: a product of all pairs is mostly waste, a gather mostly copies."""
@@ -237,7 +255,6 @@ def _projected_neighbors(
     )
     n_ranked = min(n_context, max(N_RANKED, 8 * n_neighbors))
     whole = _rows(context, slice(None), metric) if n_context <= size else None
-    inner_products = _compiled()
     distances = np.empty((target.shape[0], n_neighbors), dtype=np.float32)
     indices = np.empty(distances.shape, dtype=np.int64)
     for rows, near in _vicinities(*projected, max(N_NEAR, 4 * n_ranked), seed):
@@ -255,7 +272,7 @@ def _projected_neighbors(
         for start in range(0, len(cells), size):
             chunk = cells[start : start + size]
             references = _rows(context, chunk.numpy(), metric) if whole is None else whole[chunk]
-            inner_products(queries, references.numpy(), candidates, start, scores.numpy())
+            _compiled()(queries, references.numpy(), candidates, start, scores.numpy())
         candidates = torch.from_numpy(candidates).long()
         best = torch.topk(scores - half_norm[ranked][candidates], n_neighbors, dim=1)
         distance = (norms[1][rows][:, None] - 2 * best.values).clamp(min=0)  # squared, of unit length for the angle

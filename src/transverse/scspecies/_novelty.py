@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ._neighbors import dense_blocks, inner_products
+
 # Weight of the data-level distance beside the likelihood ratio.
 DISTANCE_WEIGHT = 0.5
 # Votes are raised to this power before they are normalised.
@@ -22,14 +24,20 @@ def centered_distance(
     context,
     target,
     neighbors: np.ndarray,
+    distances: np.ndarray,
+    metric,
     context_mean: np.ndarray,
     target_mean: np.ndarray,
-    max_memory: int = 256 * 2**20,
 ) -> np.ndarray:
-    """Mean cosine distance of cells to their data-level neighbours, every gene centred within its species.
+    r"""Mean cosine distance of cells to their data-level neighbours, every gene centred within its species.
 
     Centring takes away what all cells of a species share, so that the distance tells how well the neighbours match what is
-    special about the cell.
+    special about the cell. With means :math:`m_C, m_T` of context cell :math:`c` and target cell :math:`t`,
+
+    .. math::
+        (c - m_C)^\top (t - m_T) = c^\top t - c^\top m_T - m_C^\top t + m_C^\top m_T,
+
+    of which the first term follows from a cosine or Euclidean distance, and the others are of single cells.
 
     Parameters
     ----------
@@ -37,30 +45,42 @@ def centered_distance(
         Features of shape ``(n_context, n_features)`` and ``(n_target, n_features)``.
     neighbors
         Context cells of shape ``(n_target, k)``.
+    distances
+        Their distances, of the same shape, and
+    metric
+        in which metric they are.
     context_mean, target_mean
         Mean features of either species.
-    max_memory
-        Bytes that the context's cells, a chunk of them at a time, may take.
 
     Returns
     -------
     Array of shape ``(n_target,)``, float32, in ``[0, 2]``.
     """
-    total = np.zeros(len(neighbors), dtype=np.float32)
-    size = max(64, max_memory // (4 * context.shape[1]))
-    for start in range(0, context.shape[0], size):
-        cells = _unit(context[start : start + size], context_mean)
-        for first in range(0, len(neighbors), 256):
-            queries = _unit(target[first : first + 256], target_mean)
-            for row, query in enumerate(queries, first):
-                inside = neighbors[row][(neighbors[row] >= start) & (neighbors[row] < start + size)]
-                total[row] += (cells[inside - start] @ query).sum()
-    return 1 - total / neighbors.shape[1]
+    of_context, of_target = _moments(context, context_mean, target_mean), _moments(target, target_mean, context_mean)
+    near = {name: values[neighbors] for name, values in of_context.items()}
+    cell = {name: values[:, None] for name, values in of_target.items()}
+    if metric == "cosine":
+        products = (1 - distances) * np.sqrt(near["square"] * cell["square"])
+    elif metric == "euclidean":
+        products = (near["square"] + cell["square"] - distances.astype(np.float64) ** 2) / 2
+    else:
+        products = inner_products(context, target, neighbors)
+    centered = products - near["other"] - cell["other"] + context_mean @ target_mean
+    return (1 - centered / (near["norm"] * cell["norm"])).mean(1).clip(0, 2).astype(np.float32)
 
 
-def _unit(rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows) - mean.astype(np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _TINY)
+def _moments(matrix, mean: np.ndarray, other_mean: np.ndarray) -> dict[str, np.ndarray]:
+    """Of every cell: its squared length, its product with the other species' mean, and its length when centred."""
+    means = np.stack([mean, other_mean], axis=1).astype(np.float32)
+    square, products = [], []
+    for block in dense_blocks(matrix):
+        square.append(np.einsum("ij,ij->i", block, block))
+        products.append(block @ means)
+    square, products = np.concatenate(square).astype(np.float64), np.concatenate(products).astype(np.float64)
+    centered = square - 2 * products[:, 0] + mean @ mean
+    # rounding leaves something of a cell that is the average
+    norm = np.sqrt(np.maximum(centered, 1e-5 * square + _TINY))
+    return {"square": square, "other": products[:, 1], "norm": norm}
 
 
 def novelty_reference(ratio: np.ndarray, distance: np.ndarray | None) -> dict[str, tuple[float, float]]:
