@@ -252,9 +252,9 @@ class ScSpecies(FittingMixin, ExpressionMixin, ComparisonMixin, InterpretationMi
             search (ours). 1 searches with single cells, as the paper does, and finds far fewer right neighbours where
             few orthologues are known or many have diverged.
         metric, method
-            Distance and way of the neighbour search. ``"exact"`` compares all cells. ``"projected"`` does so along the 192
-            directions in which the context varies most, and compares the nearest 300 in full, for cosine and Euclidean
-            distances. ``"pynndescent"`` builds an index. ``"auto"`` takes the second past two hundred million pairs of cells.
+            Distance and way of the neighbour search. ``"exact"`` compares all cells. ``"projected"`` compares those of
+            the nearest clusters along the 192 directions in which the context varies most, and the nearest 300 in full, for
+            cosine and Euclidean distances. ``"pynndescent"`` builds an index. ``"auto"`` takes the second past two hundred million pairs of cells.
         n_outer_layers
             Encoder layers that the target learns anew (paper: 1).
         **kwargs
