@@ -6,14 +6,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances
 
 from transverse.scspecies import _neighbors as neighbors
-from transverse.scspecies._neighbors import (
-    SmoothedFeatures,
-    eligible_cells,
-    nearest_neighbors,
-    smoothing_weights,
-    transform_counts,
-    vote,
-)
+from transverse.scspecies._neighbors import SmoothedFeatures, nearest_neighbors, smoothing_weights, transform_counts
+from transverse.scspecies._votes import eligible_cells, vote
 
 
 @pytest.fixture

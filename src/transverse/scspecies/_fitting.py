@@ -9,7 +9,7 @@ from transverse._compat import devices_dsp, use_distributed_sampler
 
 from ._context import default_epochs
 from ._data import leaves_tiny_batch
-from ._neighbors import eligible_cells, vote
+from ._votes import eligible_cells, vote
 
 
 class FittingMixin:

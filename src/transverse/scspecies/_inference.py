@@ -12,7 +12,7 @@ from scvi.model.base import VAEMixin
 
 from transverse._validation import check_n_neighbors, examples
 
-from ._neighbors import nearest_neighbors, vote
+from ._neighbors import nearest_neighbors
 from ._novelty import NOVELTY_MIDPOINT, novelty_reference, novelty_score
 from ._transfer import (
     Vote,
@@ -22,6 +22,7 @@ from ._transfer import (
     rank_candidates,
     warn_of_poor_alignment,
 )
+from ._votes import vote
 
 
 class InferenceMixin(VAEMixin):

@@ -16,8 +16,8 @@ from sklearn.neighbors import KDTree
 from transverse._compat import REGISTRY_KEYS
 
 from ._module import ScSpeciesVAE
-from ._neighbors import vote_counts
 from ._novelty import label_confidence
+from ._votes import vote_counts
 
 Vote = Literal["combined", "likelihood", "latent"]
 
