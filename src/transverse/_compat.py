@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import pickle
+import re
+from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import rich.pretty  # noqa: F401  view_anndata_setup of scvi-tools 1.4.2 needs it and does not import it
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.model import SCVI
-from scvi.model._utils import _init_library_size, use_distributed_sampler
+from scvi.model._utils import _init_library_size
 from scvi.module._constants import MODULE_KEYS
 from scvi.utils._docstrings import devices_dsp
 
@@ -19,26 +24,43 @@ __all__ = [
     "MODULE_KEYS",
     "REGISTRY_KEYS",
     "categories_per_covariate",
+    "checked_load",
     "devices_dsp",
     "init_library_size",
     "registered_layer",
-    "saved_var_names",
     "scvi_data_manager",
-    "use_distributed_sampler",
     "vae_kwargs",
 ]
 
 init_library_size = _init_library_size
 
 
-def saved_var_names(dir_path: str | os.PathLike, prefix: str | None = None) -> list[str]:
-    """Gene names of a saved model, without loading its weights; empty if the file is not there."""
-    path = os.path.join(dir_path, f"{prefix or ''}model.pt")
-    if not os.path.exists(path):
-        return []
-    # the file is scvi-tools' own format, which stores more than tensors
-    saved = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
-    return [str(name) for name in saved["var_names"]]
+def checked_load(path: str | os.PathLike, argument: str) -> dict[str, Any]:
+    """A file of PyTorch that holds nothing but tensors, arrays and plain values, which is read without running any code.
+
+    Raises a ValueError, which names the file as the argument, if it is none, cut short or holds anything else.
+    """
+    try:
+        with torch.serialization.safe_globals(_plain_types()):
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
+            what = f"holds objects that could run code when they are read, such as {unsafe[1]}"
+        else:
+            what = "cannot be read: it was cut short, or is not a file of PyTorch"
+        raise ValueError(f"{argument}={str(path)!r} {what}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{argument}={str(path)!r} holds a {type(found).__name__}, not what was saved.")
+    return found
+
+
+def _plain_types() -> list:
+    """Types of Python's and numpy's values, as pickles name them, and of activations, which networks are made with."""
+    numpy_own = {np.ndarray, np.dtype, np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0], codecs.encode}
+    numpy_own |= {type(np.dtype(code)) for code in "?bhilqBHILQefdOSUMm"}
+    activations = {value for value in vars(torch.nn.modules.activation).values() if isinstance(value, type)}
+    activations = {value for value in activations if issubclass(value, torch.nn.Module)}
+    return [*numpy_own, *activations, OrderedDict, dict, list, set, tuple, slice, bytes, bytearray, complex]
 
 
 def scvi_data_manager(adata: AnnData, registry: dict[str, Any]) -> AnnDataManager:

@@ -82,6 +82,14 @@ class KeepBest(Callback):
             self.best, self.epoch, self._state = float(value), trainer.current_epoch, self._validated
         self._validated = None
 
+    def state_dict(self) -> dict:
+        """What a training goes on from."""
+        return {"best": self.best, "epoch": self.epoch, "state": self._state}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from it."""
+        self.best, self.epoch, self._state = (state_dict[key] for key in ("best", "epoch", "state"))
+
     def on_fit_end(self, trainer, pl_module) -> None:
         """Put the best weights back, after any average was."""
         if self._state is not None:

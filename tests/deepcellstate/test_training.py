@@ -10,10 +10,10 @@ import scipy.sparse as sp
 import scvi
 import torch
 from lightning.pytorch.callbacks import Callback
-from scvi.train import TrainRunner
 
 import transverse as tv
 from transverse._training import copy_state
+from transverse._training_run import StageRunner
 from transverse.deepcellstate import STAGES
 from transverse.deepcellstate._pairs import DECODER
 from transverse.deepcellstate._stages import choose_stages
@@ -174,7 +174,7 @@ def spied(model):
     """What every fit of the model is given."""
     seen = []
 
-    class Spy(TrainRunner):
+    class Spy(StageRunner):
         def __init__(self, model, training_plan, data_splitter, **kwargs):
             seen.append((training_plan, data_splitter, kwargs))
             super().__init__(model, training_plan=training_plan, data_splitter=data_splitter, **kwargs)

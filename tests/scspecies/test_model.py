@@ -8,6 +8,8 @@ import pytest
 import scipy.sparse as sp
 import scvi
 import torch
+from lightning.pytorch.callbacks import Callback
+from scvi import REGISTRY_KEYS
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -323,10 +325,14 @@ def test_early_stopping_and_validation(context, species):
     assert len(model.validation_indices) == 30
 
 
-def test_a_last_batch_of_one_is_dropped(context, species):
+def test_no_batch_of_one_is_left(context, species):
+    """Batches are of equal size, to one cell."""
     model = build(context, species[1][:257])
-    model.train(1, batch_size=128, **QUIET)
-    assert model.trainer.global_step == 2
+    sizes = []
+    callback = Callback()
+    callback.on_train_batch_start = lambda trainer, plan, batch, i: sizes.append(len(batch[REGISTRY_KEYS.X_KEY]))
+    model.train(1, batch_size=128, callbacks=[callback], **QUIET)
+    assert sorted(sizes) == [85, 86, 86]
 
 
 # ---- label transfer

@@ -13,7 +13,7 @@ from transverse._training import KeepBest
 from transverse._validation import examples
 
 from ._pairs import DECODER, Grid, PairDataSplitter, split
-from ._stages import Stage
+from ._stages import Stage, stage_key
 from ._training_plan import KeepBestDecoders
 
 
@@ -76,7 +76,6 @@ class FittingMixin:
                     "early_stopping_patience": stage.patience,
                     "early_stopping_min_delta": 0.0,
                 }
-        n_before, names = self._n_epochs(), self._take_names()
         self.module.train()
         runner = self._train_runner_cls(
             self,
@@ -88,8 +87,10 @@ class FittingMixin:
             data_splitter=splitter,
             max_epochs=stage.max_epochs,
             callbacks=callbacks,
+            stage=stage_key(stage, restart),
             **options,
         )
+        n_before, names = self._n_epochs(), self._take_names()
         try:
             runner()
         finally:

@@ -3,18 +3,19 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from os import PathLike
 
 import numpy as np
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
-from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
 from transverse._compat import REGISTRY_KEYS, devices_dsp, registered_layer
 from transverse._groups import dense
 from transverse._model_base import GeneAlignedModel
 from transverse._training import copy_state
+from transverse._training_run import training_run
 from transverse._validation import check_columns, check_finite, examples, iter_rows
 
 from ._constants import DEEPCELLSTATE_KEYS
@@ -25,7 +26,7 @@ from ._module import DeepCellStateModule, Skip
 from ._networks import Architecture
 from ._pairs import Grid, PairDataSplitter
 from ._prediction import PredictionMixin
-from ._stages import STAGES, StageName, choose_stages
+from ._stages import STAGES, StageName, choose_stages, stage_key
 from ._training_plan import DeepCellStateTrainingPlan, mean_pearson
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,6 @@ class DeepCellState(FittingMixin, ExtensionMixin, InterpretationMixin, Predictio
     _module_cls = DeepCellStateModule
     _training_plan_cls = DeepCellStateTrainingPlan
     _data_splitter_cls = PairDataSplitter
-    _train_runner_cls = TrainRunner
 
     def __init__(
         self,
@@ -165,6 +165,7 @@ class DeepCellState(FittingMixin, ExtensionMixin, InterpretationMixin, Predictio
             adata_manager.register_fields(adata, **kwargs)
         cls.register_manager(adata_manager)
 
+    @training_run
     @devices_dsp.dedent
     def train(
         self,
@@ -181,6 +182,7 @@ class DeepCellState(FittingMixin, ExtensionMixin, InterpretationMixin, Predictio
         patience: int | Mapping[StageName, int] | None = None,
         lr: float | Mapping[StageName, float] | None = None,
         reset_moments: bool = False,
+        checkpoint_path: str | PathLike | None = None,
         datasplitter_kwargs: dict | None = None,
         plan_kwargs: dict | None = None,
         **trainer_kwargs,
@@ -229,6 +231,9 @@ class DeepCellState(FittingMixin, ExtensionMixin, InterpretationMixin, Predictio
         reset_moments
             Whether Adam forgets its moments at the start of each epoch of the second stage, as in the reference; it was a little
             worse.
+        checkpoint_path
+            File to keep the state of the training in, written anew at the start of every epoch. If it exists, a training of the
+            same data and arguments goes on from it, to the result of one that was not broken off; at the end it is removed.
         datasplitter_kwargs
             Keyword arguments of the data loader, and ``external_indexing``.
         plan_kwargs
@@ -244,6 +249,8 @@ class DeepCellState(FittingMixin, ExtensionMixin, InterpretationMixin, Predictio
         chosen = choose_stages(stages, self.is_trained_, max_epochs, patience, lr)
         if not isinstance(n_restarts, int) or n_restarts < 1:
             raise ValueError(f"n_restarts={n_restarts!r} must be a whole number of at least 1.")
+        if n_restarts > 1 and checkpoint_path is not None:
+            raise ValueError("checkpoint_path keeps one training: leave n_restarts at 1, or checkpoint_path out.")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be a whole number of pairs, at least 1.")
         loader_kwargs = dict(datasplitter_kwargs or {})
@@ -259,9 +266,13 @@ class DeepCellState(FittingMixin, ExtensionMixin, InterpretationMixin, Predictio
         plan = dict(plan_kwargs or {})
         best, start = None, copy_state(self.module)
         for restart in range(n_restarts):
+            if self._run.interrupted:
+                break
             if restart:
                 self._start_again(start, restart)
             for stage in chosen:
+                if self._run.is_past(stage_key(stage, restart)):
+                    continue
                 splitter = self._splitter(stage, grid, train, validation, batch_size=batch_size, **loader_kwargs)
                 resets = reset_moments and stage.name == "decoders"
                 self._fit_stage(stage, splitter, {"reset_moments": resets, **plan}, options, restart)

@@ -61,6 +61,11 @@ STAGES: dict[StageName, Stage] = {
 }
 
 
+def stage_key(stage: Stage, restart: int) -> str:
+    """What tells the stage apart from those of other restarts."""
+    return f"{stage.name}, restart {restart}"
+
+
 def choose_stages(
     names: Sequence[str] | None,
     trained: bool,

@@ -130,6 +130,8 @@ class KeepBestDecoders(Callback):
     @torch.no_grad()
     def on_fit_start(self, trainer, pl_module) -> None:
         """Decoders as they come from the stage before."""
+        if self.best:  # of a training that goes on
+            return
         losses = decoder_losses(pl_module.module, trainer.datamodule.val_dataloader())
         pl_module.module.train()
         self._compare(losses, pl_module.module)
@@ -146,6 +148,14 @@ class KeepBestDecoders(Callback):
             if i not in self.best or loss < self.best[i]:
                 self.best[i], self._waited[i] = loss, 0
                 self._states[i] = copy_state(module.decoders[i])
+
+    def state_dict(self) -> dict:
+        """What a training goes on from."""
+        return {"best": self.best, "states": self._states, "waited": self._waited}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from it."""
+        self.best, self._states, self._waited = (state_dict[key] for key in ("best", "states", "waited"))
 
     def on_fit_end(self, trainer, pl_module) -> None:
         """Put the best decoders back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from math import ceil
@@ -72,28 +73,28 @@ class CandidateDataSplitter(DataSplitter):
     """scvi-tools' data splitter over mini-batches with candidates; with several processes, each has cells of its own."""
 
     def __init__(self, adata_manager: AnnDataManager, candidates: np.ndarray, eligible: np.ndarray, **kwargs):
-        self.distributed = kwargs.pop("distributed_sampler", False)
         dataset_cls = partial(CandidateDataset, candidates=candidates, eligible=eligible)
-        super().__init__(DatasetManager(adata_manager, dataset_cls), **kwargs)
+        with warnings.catch_warnings():
+            # mini-batches are of equal size
+            warnings.filterwarnings("ignore", message="Last batch will have a small size")
+            super().__init__(DatasetManager(adata_manager, dataset_cls), **kwargs)
 
     def train_dataloader(self) -> DataLoader:
         """Cells to train on, in another order in every epoch."""
-        return self._share(self.train_idx, shuffle=True) if self.distributed else super().train_dataloader()
+        return self._share(self.train_idx, shuffle=True)
 
     def val_dataloader(self) -> DataLoader | None:
         """Cells to validate on, if any."""
-        if not self.distributed or not len(self.val_idx):
-            return super().val_dataloader()
-        return self._share(self.val_idx, shuffle=False)
+        return self._share(self.val_idx, shuffle=False) if len(self.val_idx) else None
+
+    def test_dataloader(self) -> DataLoader | None:
+        """Cells to test on, if any."""
+        return self._share(self.test_idx, shuffle=False) if len(self.test_idx) else None
 
     def _share(self, cells: np.ndarray, shuffle: bool) -> DataLoader:
         kwargs = dict(self.data_loader_kwargs)
+        for name in ("distributed_sampler", "drop_last", "drop_dataset_tail"):
+            kwargs.pop(name, None)
         sampler = ShareSampler(len(cells), kwargs.pop("batch_size"), shuffle=shuffle, seed=settings.seed or 0)
         dataset = self.adata_manager.create_torch_dataset(indices=cells)
         return DataLoader(dataset, sampler=sampler, batch_size=None, pin_memory=self.pin_memory, **kwargs)
-
-
-def leaves_tiny_batch(n_obs: int, train_size: float, batch_size: int) -> bool:
-    """Whether an epoch would end on one or two cells, too few for batch normalisation."""
-    n_train = ceil(train_size * n_obs)
-    return n_train > batch_size and 0 < n_train % batch_size < 3

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import warnings
+from os import PathLike
 
 import torch
 from scvi import settings
 
-from transverse._compat import devices_dsp, use_distributed_sampler
+from transverse._compat import devices_dsp
+from transverse._training_run import training_run
 
 from ._context import default_epochs
-from ._data import leaves_tiny_batch
 from ._votes import eligible_cells, vote
 
 
 class FittingMixin:
     """Training of the target, aligned with the context."""
 
+    @training_run
     @devices_dsp.dedent
     def train(
         self,
@@ -27,6 +29,7 @@ class FittingMixin:
         shuffle_set_split: bool = True,
         batch_size: int = 128,
         early_stopping: bool = False,
+        checkpoint_path: str | PathLike | None = None,
         datasplitter_kwargs: dict | None = None,
         plan_kwargs: dict | None = None,
         **trainer_kwargs,
@@ -53,6 +56,9 @@ class FittingMixin:
             Cells in a mini-batch.
         early_stopping
             Stop when the monitored loss no longer falls; see :class:`scvi.train.Trainer`.
+        checkpoint_path
+            File to keep the state of the training in, written anew at the start of every epoch. If it exists, a training of the
+            same data and arguments goes on from it, to the result of one that was not broken off; at the end it is removed.
         datasplitter_kwargs
             Keyword arguments of :class:`scvi.dataloaders.DataSplitter`.
         plan_kwargs
@@ -76,7 +82,6 @@ class FittingMixin:
         codes, agreement = vote(labels["codes"][self.neighbors_], len(labels["categories"]))
         self.eligible_ = eligible_cells(codes, agreement, agreement_quantile, seed=settings.seed or 0)
         train_size = (0.9 if early_stopping else 1.0) if train_size is None else train_size
-        splitter_kwargs = {"drop_last": leaves_tiny_batch(n_obs, train_size, batch_size), **(datasplitter_kwargs or {})}
         splitter = self._data_splitter_cls(
             self.adata_manager,
             self.neighbors_,
@@ -85,8 +90,7 @@ class FittingMixin:
             validation_size=validation_size,
             shuffle_set_split=shuffle_set_split,
             batch_size=batch_size,
-            distributed_sampler=use_distributed_sampler(trainer_kwargs.get("strategy")),
-            **splitter_kwargs,
+            **(datasplitter_kwargs or {}),
         )
         runner = self._train_runner_cls(
             self,

@@ -10,7 +10,7 @@ from anndata import AnnData
 from scvi import settings
 from scvi.model.base import VAEMixin
 
-from transverse._validation import check_n_neighbors, examples
+from transverse._validation import check_counts, check_n_neighbors, examples
 
 from ._neighbors import nearest_neighbors
 from ._novelty import NOVELTY_MIDPOINT, novelty_reference, novelty_score
@@ -27,6 +27,9 @@ from ._votes import vote
 
 class InferenceMixin(VAEMixin):
     """Representations of both species, and labels, from a trained model."""
+
+    def _check_values(self, adata: AnnData) -> None:
+        check_counts(adata, self.registry["setup_args"]["layer"])
 
     def get_latent_representation(
         self,

@@ -11,7 +11,6 @@ from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalJointObsField, CategoricalObsField, LayerField, NumericalJointObsField
 from scvi.model import SCVI
-from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
 from transverse._compat import (
@@ -99,7 +98,6 @@ class ScSpecies(FittingMixin, ExpressionMixin, ComparisonMixin, InterpretationMi
     _module_cls = ScSpeciesVAE
     _training_plan_cls = ScSpeciesTrainingPlan
     _data_splitter_cls = CandidateDataSplitter
-    _train_runner_cls = TrainRunner
 
     make_context = staticmethod(make_context)
 
@@ -195,7 +193,7 @@ class ScSpecies(FittingMixin, ExpressionMixin, ComparisonMixin, InterpretationMi
         categorical, continuous = categorical_covariate_keys or [], continuous_covariate_keys or []
         check_setup(adata, layer, batch_key=batch_key, categorical=categorical, continuous=continuous)
         fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),  # checked above, sparse arrays too
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, None),
             CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),

@@ -65,6 +65,14 @@ class ScSpeciesTrainingPlan(OnePassAdamPlan):
         self.loss_kwargs.update(alignment_weight=self.alignment_weight, epoch=self.current_epoch)
         return super().training_step(batch, batch_idx)
 
+    def on_save_checkpoint(self, checkpoint) -> None:
+        """Keep which candidates were chosen."""
+        checkpoint["choices"] = self.module.choices
+
+    def on_load_checkpoint(self, checkpoint) -> None:
+        """Go on with them."""
+        self.module.choices = checkpoint["choices"]
+
     def compute_and_log_metrics(self, loss_output, metrics, mode: str) -> None:
         """Log the terms of the loss; the alignment outside of inference mode, in which processes cannot average it."""
         alignment = loss_output.extra_metrics

@@ -265,6 +265,15 @@ class BatchSplitter(DataSplitter):
     def test_dataloader(self) -> None:
         """Nothing is tested in training."""
 
+    def state_dict(self) -> dict:
+        """What was drawn before the first epoch."""
+        counterparts = self.options.get("counterparts")
+        return {} if counterparts is None else {"counterparts": torch.from_numpy(counterparts)}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on with it."""
+        self.options |= {key: tensor.cpu().numpy() for key, tensor in state_dict.items()}
+
     def _loader(self, samples: np.ndarray, options: dict) -> DataLoader:
         rows = None
         if self.with_samples:

@@ -137,7 +137,7 @@ class ExtensionMixin:
             np.asarray(reference.is_measured_),
             list(reference.training_conditions_),
             list(reference.tokens_),
-            reference.units_,
+            FeatureUnits(**reference.units_),
         )
         return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 
 from transverse._compat import devices_dsp
 from transverse._training import KeepBest
+from transverse._training_run import training_run
 from transverse._validation import examples
 
 from ._batches import BatchDataset, BatchSplitter
@@ -21,6 +23,7 @@ StageName = Literal["genes", "samples"]
 class FittingMixin:
     """Gene vectors first, and then all."""
 
+    @training_run
     @devices_dsp.dedent
     def train(
         self,
@@ -40,6 +43,7 @@ class FittingMixin:
         shuffle_set_split: bool = True,
         batch_size: int = 32,
         early_stopping: bool = False,
+        checkpoint_path: str | PathLike | None = None,
         datasplitter_kwargs: dict | None = None,
         plan_kwargs: dict | None = None,
         **trainer_kwargs,
@@ -82,6 +86,9 @@ class FittingMixin:
             Samples in a mini-batch.
         early_stopping
             Stop the stage of samples when the validation loss no longer falls, and keep its best weights.
+        checkpoint_path
+            File to keep the state of the training in, written anew at the start of every epoch. If it exists, a training of the
+            same data and arguments goes on from it, to the result of one that was not broken off; at the end it is removed.
         datasplitter_kwargs
             Keyword arguments of the data loader, and ``external_indexing``.
         plan_kwargs
@@ -124,7 +131,7 @@ class FittingMixin:
             "n_genes": genes_per_batch,
         }
         for stage in ("genes", "samples"):
-            if stage not in stages:
+            if stage not in stages or self._run.is_past(stage):
                 continue
             stage_kwargs = dict(trainer_kwargs)
             callbacks = list(stage_kwargs.pop("callbacks", None) or [])
@@ -159,6 +166,7 @@ class FittingMixin:
             self,
             training_plan=self._training_plan_cls(self.module, **plan),
             data_splitter=splitter,
+            stage=stage,
             **trainer_kwargs,
         )
         before, was_trained = self.history_ if isinstance(self.history_, dict) else {}, self.is_trained_

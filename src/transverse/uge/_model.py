@@ -7,7 +7,6 @@ from typing import Literal
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
-from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
 from transverse._compat import REGISTRY_KEYS
@@ -77,7 +76,6 @@ class UGE(
     _module_cls = UGEModule
     _training_plan_cls = UGETrainingPlan
     _data_splitter_cls = BatchSplitter
-    _train_runner_cls = TrainRunner
 
     def __init__(
         self,

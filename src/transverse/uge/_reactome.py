@@ -55,7 +55,7 @@ class ReactomeMixin:
             {arguments["species_key"]: pd.Categorical(of_gene)},
             index=pd.Index(np.array(self.var_names_, dtype=object)[genes], dtype=object),
         )
-        measured = self.features_[genes, :n] * np.float32(self.units_.change)
+        measured = self.features_[genes, :n] * np.float32(self.units_["change"])
         return AnnData(predicted.astype(np.float32), obs=obs, var=var, layers={"measured": measured})
 
     @torch.inference_mode()
@@ -63,13 +63,13 @@ class ReactomeMixin:
         """Changes on the scale of the data, (genes, organs, drugs)."""
         n_organs, n_drugs = len(self.organs_), len(self.drugs_) - 1
         features = self._predicted_features(species)[:, : n_organs * n_drugs]
-        return features.reshape(-1, n_organs, n_drugs) * self.units_.change
+        return features.reshape(-1, n_organs, n_drugs) * self.units_["change"]
 
     def _drug_residuals(self, species: int) -> np.ndarray:
         """What all organs share of a drug's changes that the head does not say, (genes, drugs); on the scale of the data."""
         n_organs, n_drugs = len(self.organs_), len(self.drugs_) - 1
         measured = self.features_[self._gene_species == species][:, : n_organs * n_drugs] * np.float32(
-            self.units_.change
+            self.units_["change"]
         )
         changes = measured.reshape(-1, n_organs, n_drugs)
         measured_genes = ~np.isnan(measured).all(axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -99,7 +100,8 @@ class TrainingDataMixin:
                 f"The training has no control samples of a known organ of {examples(unknown)}: nothing tells what its genes "
                 f"do. Label some in obs[{arguments['organ_key']!r}]."
             )
-        self.features_, self.gene_means_, self.is_measured_, self.units_ = values, mean, measured, found.units
+        self.features_, self.gene_means_, self.is_measured_ = values, mean, measured
+        self.units_ = asdict(found.units)
 
     def _remember(self, seen: np.ndarray) -> None:
         """The conditions that are trained on, or choose the best epoch, whether or not they are in an average."""

@@ -4,18 +4,19 @@ import logging
 import warnings
 from collections.abc import Sequence
 from math import ceil
+from os import PathLike
 from typing import Literal
 
 import numpy as np
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
-from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
 from transverse._compat import REGISTRY_KEYS, devices_dsp, registered_layer
 from transverse._model_base import GeneAlignedModel
 from transverse._training import KeepBest
+from transverse._training_run import training_run
 from transverse._validation import check_columns, check_log_normalized, examples, iter_rows
 
 from ._constants import XTRANSFERCDR_KEYS
@@ -94,7 +95,6 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
     _module_cls = XTransferCDRModule
     _training_plan_cls = XTransferCDRTrainingPlan
     _data_splitter_cls = PairDataSplitter
-    _train_runner_cls = TrainRunner
 
     def __init__(
         self,
@@ -188,6 +188,7 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
         adata_manager.register_fields(adata, **kwargs)
         cls.register_manager(adata_manager)
 
+    @training_run
     @devices_dsp.dedent
     def train(
         self,
@@ -205,6 +206,7 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
         early_stopping: bool = False,
         keep: Literal["last", "best"] = "last",
         weight_averaging: float | None = 0.998,
+        checkpoint_path: str | PathLike | None = None,
         datasplitter_kwargs: dict | None = None,
         plan_kwargs: dict | None = None,
         **trainer_kwargs,
@@ -247,6 +249,9 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
         weight_averaging
             Decay, per step, of an exponential moving average of the weights, which is what is validated and kept (ours).
             Single cells are noisy targets, and the weights of the last step follow the last few. None keeps those.
+        checkpoint_path
+            File to keep the state of the training in, written anew at the start of every epoch. If it exists, a training of the
+            same data and arguments goes on from it, to the result of one that was not broken off; at the end it is removed.
         datasplitter_kwargs
             Keyword arguments of :class:`scvi.dataloaders.DataSplitter` and the data loader.
         plan_kwargs
