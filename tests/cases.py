@@ -59,9 +59,10 @@ def _responses():
 
 def _response(model, **kwargs):
     arguments = model.registry["setup_args"]
-    names, contexts = (model.adata.obs[arguments[key]].astype(str) for key in ("perturbation_key", "context_key"))
-    perturbation = min(set(names) - {str(arguments["control"])})
-    return {"prediction": model.predict(perturbation, min(contexts), allow_leak=True, **kwargs).X}
+    obs, context_key = model.adata.obs, arguments["context_key"]
+    perturbation = min(set(obs[arguments["perturbation_key"]].astype(str)) - {str(arguments["control"])})
+    context = None if context_key is None else min(obs[context_key].astype(str))
+    return {"prediction": model.predict(perturbation, context, allow_leak=True, **kwargs).X}
 
 
 @cache

@@ -25,6 +25,8 @@ def dense(x) -> np.ndarray:
 
 def _values(change: Callable) -> Callable:
     def corrupt(adata, keys, rng):
+        if adata.X is None:
+            return
         x = dense(adata.X)
         if x.size:
             x = change(x.astype(np.float64), rng)

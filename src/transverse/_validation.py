@@ -10,6 +10,8 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+_LARGEST = 1e15
+
 
 def examples(items: Iterable, n: int = 5) -> str:
     """Up to ``n`` items for a message."""
@@ -21,7 +23,11 @@ def examples(items: Iterable, n: int = 5) -> str:
 
 
 def check_obs_key(adata: AnnData, key: str, argument: str) -> None:
-    """Raise a KeyError unless ``adata.obs`` has the column ``key``."""
+    """Raise a KeyError unless ``adata.obs`` has the column ``key``, or a TypeError if it is no name."""
+    if not isinstance(key, str):
+        raise TypeError(
+            f"{argument}={key!r} must be the name of a column of adata.obs, not of the type {type(key).__name__}."
+        )
     if key not in adata.obs:
         raise KeyError(f"{argument}={key!r} is not in adata.obs. Columns: {examples(adata.obs.columns, 20)}.")
 
@@ -96,6 +102,8 @@ def check_finite(adata: AnnData, layer: str | None = None, name: str = "adata") 
             raise ValueError(f"{where} must hold numbers, but its type is {values.dtype}.")
         if not np.isfinite(values).all():
             raise ValueError(f"{where} has missing or infinite values (NaN or inf). Remove or fill them first.")
+        if values.size and max(-float(values.min()), float(values.max())) > _LARGEST:
+            raise ValueError(f"{where} has values beyond {_LARGEST:g}, whose squares are infinite in single precision.")
 
 
 def _where(adata: AnnData, layer: str | None, name: str, what: str = "values") -> str:
@@ -138,19 +146,30 @@ def check_no_empty_cells(adata: AnnData, layer: str | None = None, name: str = "
         )
 
 
-def check_columns(adata: AnnData, columns: Mapping[str, Sequence[str]]) -> None:
-    """Check data for a model, and that columns of ``obs``, by the argument that names them, are there and complete."""
+def check_columns(adata: AnnData, columns: Mapping[str, Sequence[str | None]], optional: Sequence[str] = ()) -> None:
+    """Check data for a model, and that columns of ``obs``, by the argument that names them, are there and complete.
+
+    Arguments that are ``optional`` may name None.
+    """
     if not isinstance(adata, AnnData):
         raise TypeError(f"adata must be an AnnData, but got {type(adata).__name__}.")
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"adata is empty: it has {adata.n_obs} cells and {adata.n_vars} genes.")
     for argument, keys in columns.items():
         for key in keys:
+            if key is None and argument in optional:
+                continue
             check_obs_key(adata, key, argument)
             if (missing := adata.obs[key].isna()).any():
                 raise ValueError(
                     f"adata.obs[{key!r}] ({argument}) is missing for {int(missing.sum())} cells: "
                     f"{examples(adata.obs_names[missing.to_numpy()])}. Fill it in or remove the cells."
+                )
+            types = sorted({type(value).__name__ for value in adata.obs[key].unique()})
+            if len(types) > 1 and not pd.api.types.is_numeric_dtype(adata.obs[key]):
+                raise ValueError(
+                    f"adata.obs[{key!r}] ({argument}) mixes values of the types {examples(types)}. Make them text first: "
+                    f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)."
                 )
     check_unique_var_names(adata)
     _check_unique(adata, "obs_names", "adata")  # results are joined to cells by name

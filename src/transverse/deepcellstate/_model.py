@@ -149,7 +149,7 @@ class DeepCellState(FittingMixin, ExtensionMixin, InterpretationMixin, Predictio
             "cell_type_key": cell_type_key,
             "perturbation_type_key": perturbation_type_key,
         }
-        check_columns(adata, {argument: [key] for argument, key in keys.items() if key is not None})
+        check_columns(adata, {argument: [key] for argument, key in keys.items()}, optional=("perturbation_type_key",))
         check_finite(adata, layer)
         _check_grid(adata, *keys.values())
         fields = [

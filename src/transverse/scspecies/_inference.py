@@ -10,7 +10,8 @@ from anndata import AnnData
 from scvi import settings
 from scvi.model.base import VAEMixin
 
-from transverse._validation import check_counts, check_n_neighbors, examples
+from transverse._compat import REGISTRY_KEYS
+from transverse._validation import check_n_neighbors, check_setup, examples
 
 from ._neighbors import nearest_neighbors
 from ._novelty import NOVELTY_MIDPOINT, novelty_reference, novelty_score
@@ -29,7 +30,19 @@ class InferenceMixin(VAEMixin):
     """Representations of both species, and labels, from a trained model."""
 
     def _check_values(self, adata: AnnData) -> None:
-        check_counts(adata, self.registry["setup_args"]["layer"])
+        arguments, fields = self.registry["setup_args"], self.registry["field_registries"]
+        batch_key, categorical = arguments["batch_key"], arguments["categorical_covariate_keys"] or []
+        continuous = arguments["continuous_covariate_keys"] or []
+        check_setup(adata, arguments["layer"], batch_key=batch_key, categorical=categorical, continuous=continuous)
+        known = {key: fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]["mappings"][key] for key in categorical}
+        if batch_key is not None:
+            known[batch_key] = fields[REGISTRY_KEYS.BATCH_KEY]["state_registry"]["categorical_mapping"]
+        for key, names in known.items():
+            if unknown := sorted(map(str, set(adata.obs[key].unique()) - set(names))):
+                raise ValueError(
+                    f"adata.obs[{key!r}] has values that the model was not trained on: {examples(unknown)}. "
+                    f"Known: {examples(names)}."
+                )
 
     def get_latent_representation(
         self,

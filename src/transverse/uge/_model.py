@@ -187,7 +187,7 @@ class UGE(
             "drug_key": drug_key,
             "animal_key": animal_key,
         }
-        check_columns(adata, {argument: [key] for argument, key in keys.items() if key is not None})
+        check_columns(adata, {argument: [key] for argument, key in keys.items()}, optional=("drug_key", "animal_key"))
         if "source_registry" not in kwargs:  # data like those of a model: what there must be was asked of these
             _check_species(adata, species_key, drug_key, str(control))
         check_log_normalized(adata, layer)

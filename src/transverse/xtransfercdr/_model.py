@@ -175,7 +175,7 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         keys = {"perturbation_key": perturbation_key, "context_key": context_key, "batch_key": batch_key}
-        check_columns(adata, {argument: [key] for argument, key in keys.items() if key is not None})
+        check_columns(adata, {argument: [key] for argument, key in keys.items()}, optional=("context_key", "batch_key"))
         _check_control(adata, perturbation_key, str(control))
         check_log_normalized(adata, layer)
         fields = [
