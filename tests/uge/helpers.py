@@ -56,7 +56,7 @@ def predicted(model, species):
 def changes(model, species):
     """Changes on the scale of the data, genes x organs x drugs."""
     n = len(model.organs_), len(model.drugs_) - 1
-    return predicted(model, species)[:, : n[0] * n[1]].reshape(-1, *n) * model.units_.change
+    return predicted(model, species)[:, : n[0] * n[1]].reshape(-1, *n) * model.units_["change"]
 
 
 def completed(model, species):
@@ -97,7 +97,7 @@ def shared_share(values):
 def said_and_shared(model, species):
     """What the head says, and what organs have in common of a drug's residuals, shrunk; genes x organs x drugs."""
     said = changes(model, species)
-    own = model.features_[genes_of(model, species)][:, : said[0].size].astype(float) * model.units_.change
+    own = model.features_[genes_of(model, species)][:, : said[0].size].astype(float) * model.units_["change"]
     measured = own.reshape(said.shape)
     there = np.asarray(model.is_measured_)[model.species_.index(species)]
     several = [k for k in range(there.shape[1]) if there[:, k].sum() > 1]

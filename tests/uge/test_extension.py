@@ -206,10 +206,10 @@ def test_what_was_measured_of_genes_is_kept(kind):
         there = ~np.isnan(before)
         np.testing.assert_allclose(after[there], before[there], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(model.gene_means_[:n_old], first.gene_means_)
-    assert (model.units_.change, model.units_.profile, model.units_.organs) == (
-        first.units_.change,
-        first.units_.profile,
-        first.units_.organs,
+    assert (model.units_["change"], model.units_["profile"], model.units_["organs"]) == (
+        first.units_["change"],
+        first.units_["profile"],
+        first.units_["organs"],
     )
 
 

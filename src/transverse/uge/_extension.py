@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from os import PathLike
 from typing import Self
@@ -18,7 +19,6 @@ from transverse._species import species_blocks
 from transverse._validation import check_columns, check_log_normalized, examples
 
 from ._constants import UGE_KEYS
-from ._features import FeatureUnits
 
 _SPECIES_LAYERS = ("genes.projections", "sample_projections")
 _TOKENS = "encoder.conditions."
@@ -37,7 +37,7 @@ class Reference:
     is_measured: np.ndarray
     conditions: list[tuple[str, str, str]]
     tokens: list[np.ndarray]
-    units: FeatureUnits
+    units: dict
 
     def completed(self, values: np.ndarray, mean: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, ...]:
         """Features, means and what was measured of more genes and conditions, with these where there are any."""
@@ -130,22 +130,28 @@ class ExtensionMixin:
             "drug": [name for name in model.drugs_ if name not in reference.drugs_] + reference.unlearnt_["drug"],
         }
         model.trained_stages_ = list(reference.trained_stages_)
-        model.reference_ = Reference(
+        known = Reference(
             {name: tuple(value.shape) for name, value in reference.module.named_parameters()},
             reference.features_,
             reference.gene_means_,
             np.asarray(reference.is_measured_),
             list(reference.training_conditions_),
             list(reference.tokens_),
-            FeatureUnits(**reference.units_),
+            copy.deepcopy(reference.units_),
         )
+        # a file of plain values can be read safely
+        model.reference_ = vars(known)
         return model
+
+    @property
+    def _reference(self) -> Reference | None:
+        return None if self.reference_ is None else Reference(**self.reference_)
 
     def _freeze(self) -> list:
         """Keep what the reference has learnt from changing; returns the hooks to remove."""
         hooks = []
         for name, parameter in self.module.named_parameters():
-            shape = self.reference_.shapes.get(name)
+            shape = self._reference.shapes.get(name)
             if shape is None:
                 continue
             new = torch.ones_like(parameter)

@@ -14,7 +14,7 @@ from transverse._groups import group_profiles
 from transverse._validation import examples
 
 from ._constants import UGE_KEYS
-from ._features import gene_features
+from ._features import FeatureUnits, gene_features
 
 
 class TrainingDataMixin:
@@ -76,7 +76,7 @@ class TrainingDataMixin:
         samples = np.zeros(self.adata.n_obs, dtype=bool)
         samples[train] = True
         samples &= np.isin(organs, self.organs_) & np.isin(drugs, self.drugs_)
-        reference = self.reference_
+        reference = self._reference
         found = gene_features(
             self.adata,
             self._gene_species,
@@ -89,7 +89,7 @@ class TrainingDataMixin:
             samples=samples,
             profile_weight=profile_weight,
             level_weight=level_weight,
-            units=None if reference is None else copy.deepcopy(reference.units),
+            units=None if reference is None else FeatureUnits(**copy.deepcopy(reference.units)),
         )
         values, mean, measured = found.values, found.mean, found.is_measured
         if reference is not None:
@@ -109,7 +109,7 @@ class TrainingDataMixin:
         if self.is_trained_:
             conditions |= {tuple(condition) for condition in self.training_conditions_}
         if self.reference_ is not None:
-            conditions |= set(self.reference_.conditions)
+            conditions |= set(self._reference.conditions)
         self.training_conditions_ = sorted(conditions)
 
     def _condition_names(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -156,9 +156,9 @@ class TrainingDataMixin:
         tokens = []
         for s, name in enumerate(self.species_):
             own = np.flatnonzero(self._gene_species == s)
-            if self.reference_ is not None and s < len(self.reference_.tokens):
-                new = own[own >= len(self.reference_.features)]
-                tokens.append(np.concatenate([self.reference_.tokens[s], new]))
+            if self.reference_ is not None and s < len(self._reference.tokens):
+                new = own[own >= len(self._reference.features)]
+                tokens.append(np.concatenate([self._reference.tokens[s], new]))
                 continue
             variance = profiles.variance[there.index(name)][own]
             tokens.append(own if n_top is None else own[np.sort(np.argsort(-variance, kind="stable")[:n_top])])
