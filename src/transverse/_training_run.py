@@ -178,8 +178,9 @@ class StageRunner(TrainRunner):
 class Checkpoint(Callback):
     """Writes all that a training goes on from to its file, when an epoch starts.
 
-    Its mini-batches must be a function of the seed and the number of the epoch: they are drawn before. Beside what Lightning keeps: the states of the random number generators, the history, and what the stages before left in
-    the model.
+    Its mini-batches must be a function of the seed and the number of the epoch: the first is drawn before. Beside what
+    Lightning keeps, the file has the states of the random number generators, the history, and what the stages before left
+    in the model.
 
     Parameters
     ----------
