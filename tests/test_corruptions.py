@@ -60,10 +60,9 @@ def test_arguments(case):
 
 @pytest.mark.parametrize("name", DATA)
 def test_every_corruption_alone(case, model, name):
-    for seed in range(3):
-        for of in (None, model):
-            _, wrong = attempt(case, [name], seed, model=of)
-            assert wrong is None
+    for of in (None, model):
+        _, wrong = attempt(case, [name], seed=0, model=of)
+        assert wrong is None
 
 
 #: What is refused always, and what the message says.

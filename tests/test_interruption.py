@@ -30,11 +30,6 @@ def case(request):
     return CASES[request.param]
 
 
-@pytest.fixture(scope="module")
-def unbroken(case):
-    return case.trained(epochs=N_EPOCHS, **OPTIONS[case.name])
-
-
 class At(Callback):
     """Does something at a mini-batch, counted over all epochs and stages."""
 
@@ -56,6 +51,16 @@ def lose():
     raise Lost
 
 
+@pytest.fixture(scope="module")
+def counter(case):
+    return At(-1, lose)
+
+
+@pytest.fixture(scope="module")
+def unbroken(case, counter):
+    return case.trained(epochs=N_EPOCHS, callbacks=[counter], **OPTIONS[case.name])
+
+
 def press_ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -66,13 +71,6 @@ def weights(model):
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
-
-
-def n_steps(case, model):
-    """Mini-batches of an unbroken training."""
-    counter = At(-1, lose)
-    case.fit(model, N_EPOCHS, callbacks=[counter], **OPTIONS[case.name])
-    return counter.n
 
 
 # ---- Ctrl-C
@@ -105,6 +103,7 @@ def test_ctrl_c_leaves_a_usable_model_and_says_where(case, step, tmp_path):
     case.fit(model, 1)
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_random_points(case):
     """Twenty of them, in epochs, validations and between stages."""
     rng = np.random.default_rng(0)
@@ -178,9 +177,9 @@ def test_a_file_makes_no_difference(case, unbroken, tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 1.0])
-def test_a_training_goes_on_to_the_same_result(case, unbroken, share, tmp_path):
+def test_a_training_goes_on_to_the_same_result(case, unbroken, counter, share, tmp_path):
     path = tmp_path / "run.ckpt"
-    step = round(share * (n_steps(case, case.model()) - 1))
+    step = round(share * (counter.n - 1))
     model = case.model()
     with pytest.raises(Lost):
         case.fit(model, N_EPOCHS, callbacks=[At(step, lose)], checkpoint_path=path, **OPTIONS[case.name])
