@@ -225,5 +225,5 @@ def stacked_reactome(
             profiles.n_cells[rows],
         )
         parts[name] = species_reactome(own, control, min_samples, name)
-    codes = pd.Categorical(of_gene, categories=species).codes
+    codes = pd.Index(species).get_indexer(of_gene)
     return join_reactomes(parts, np.asarray(codes, dtype=int))
