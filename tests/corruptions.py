@@ -155,7 +155,7 @@ DATA = {
     "empty columns": _values(_empty_columns),
     "all zero": _values(lambda x, rng: np.zeros_like(x, dtype=np.float32)),
     "other scale": _values(_other_case),
-    "float16": _values(lambda x, rng: x.astype(np.float32) if sp.issparse(x) else x.astype(np.float32)),
+    "dense or sparse": _values(lambda x, rng: x.astype(np.float32)),
     "text": _values(lambda x, rng: x.astype(str).astype(object)),
     "bool": _values(lambda x, rng: x > 0),
     "int8": _values(lambda x, rng: np.clip(x, -100, 100).astype(np.int8)),

@@ -49,9 +49,6 @@ class Failure(Exception):
 
 # ---- a save that is broken off
 
-#: What a save calls, one after another.
-POINTS = ["torch.save", "AnnData.write_h5ad", "os.rename", "os.replace", "shutil.rmtree"]
-
 
 def break_at(monkeypatch, n, error):
     """Raise an error at the n-th call of what a save does with files; returns the number of calls so far."""
@@ -258,6 +255,22 @@ def test_no_code_of_a_file_is_run(case, old, tmp_path, where):
     with pytest.raises(ValueError, match="cannot be read|could run code"):
         case.cls.load(folder, case.data())
     assert not (tmp_path / "attacked").exists()
+
+
+def test_a_downloaded_file_is_looked_at_too(case, old, tmp_path, monkeypatch):
+    def download(url, folder, name):
+        Path(folder).mkdir()
+        shutil.copy(url, Path(folder) / name)
+
+    monkeypatch.setattr(_saving, "download", download)
+    source = tmp_path / "source.pt"
+    torch.save({"attr_dict": Attack(tmp_path / "attacked")}, source)
+    with pytest.raises(ValueError, match="could run code when they are read, such as posix.mkdir"):
+        case.cls.load(tmp_path / "model", case.data(), backup_url=str(source))
+    assert not (tmp_path / "attacked").exists()
+    old.save(tmp_path / "saved")
+    loaded = case.cls.load(tmp_path / "other", case.data(), backup_url=str(tmp_path / "saved" / "model.pt"))
+    np.testing.assert_array_equal(loaded.get_latent_representation(), old.get_latent_representation())
 
 
 def test_what_is_saved_is_plain(case, old, tmp_path):

@@ -15,6 +15,7 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
+from scvi.data._download import _download
 from scvi.model import SCVI
 from scvi.model._utils import _init_library_size
 from scvi.module._constants import MODULE_KEYS
@@ -26,6 +27,7 @@ __all__ = [
     "categories_per_covariate",
     "checked_load",
     "devices_dsp",
+    "download",
     "init_library_size",
     "registered_layer",
     "scvi_data_manager",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 init_library_size = _init_library_size
+download = _download
 
 
 def checked_load(path: str | os.PathLike, argument: str) -> dict[str, Any]:

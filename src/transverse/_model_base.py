@@ -83,7 +83,7 @@ class GeneAlignedModel(BaseModelClass):
         *args
             Further arguments of :meth:`scvi.model.SCVI.load`.
         weights_only
-            Refuse a file that holds more than weights, arrays and plain values, which all that a model needs is. Such a file
+            Refuse a file that holds more than weights, arrays and plain values, which is all that a model needs. Such a file
             could run code on this machine when it is read: give False for files that you made yourself alone.
         **kwargs
             Further arguments of :meth:`scvi.model.SCVI.load`: ``accelerator``, ``device``, ``prefix``.
@@ -95,7 +95,7 @@ class GeneAlignedModel(BaseModelClass):
             ``adata`` lacks genes of the model.
         """
         names = read_saved(dir_path, kwargs.get("prefix"), cls.__name__, weights_only, kwargs.get("backup_url"))
-        if isinstance(adata, AnnData) and names:
+        if isinstance(adata, AnnData):
             adata = align_genes(adata, names)
         model = super().load(dir_path, adata, *args, **kwargs)
         model.history_ = unpack(model.history_)

@@ -16,7 +16,7 @@ from anndata import AnnData
 from anndata.io import read_elem
 from scvi.model.base._constants import SAVE_KEYS
 
-from ._compat import checked_load
+from ._compat import checked_load, download
 from ._validation import examples
 
 _PARTS = (SAVE_KEYS.MODEL_STATE_DICT_KEY, SAVE_KEYS.VAR_NAMES_KEY, SAVE_KEYS.ATTR_DICT_KEY)
@@ -110,15 +110,15 @@ def replace_saved(source: str, dir_path: str) -> None:
 def read_saved(
     dir_path: str, prefix: str | None, model_name: str, weights_only: bool = True, backup_url: str | None = None
 ) -> list[str]:
-    """Gene names of a saved model, after a look at what its folder holds; none if it is yet to be downloaded.
+    """Gene names of a saved model, after a look at what its folder holds; downloaded first if it is not there.
 
     Raises a ValueError if there is no such model, or one of another class, or the file is cut short or could run code.
     """
     folder = Path(dir_path)
     path = folder / f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}"
+    if backup_url and not path.is_file():
+        download(backup_url, str(folder), path.name)  # to look at it as well
     if not path.is_file():
-        if backup_url:
-            return []
         raise ValueError(_missing(folder, path))
     if weights_only:
         try:
