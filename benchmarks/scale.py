@@ -59,7 +59,8 @@ except ImportError:  # Windows
     resource = None
 
 N_GENES = 4000
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+ACCELERATOR = "TRANSVERSE_BENCHMARK_ACCELERATOR"
+QUIET = {"accelerator": os.environ.get(ACCELERATOR, "cpu"), "enable_progress_bar": False, "enable_model_summary": False}
 WHOLE = {"batch_size": 128, "train_size": 1.0}
 
 
@@ -512,7 +513,7 @@ def precision(args: argparse.Namespace) -> dict[str, pd.DataFrame]:
     """All trainings in single, in mixed precision and compiled."""
     rows = []
     for skip in range(5):
-        for variant in VARIANTS:
+        for variant in args.variants:
             rows += in_process(precision_rows, args.threads, variant, skip)
             print(rows[-1], file=sys.stderr, flush=True)
     return {"precision": pd.DataFrame(rows).round(3)}
@@ -594,6 +595,8 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=16, help="gigabytes that the peer may take")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the processes")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--accelerator", default="cpu", help="cpu, gpu or mps; for all but search, floor and processes")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="of precision")
     parser.add_argument("--out", type=Path, help="folder for the tables as CSV files")
     parser.add_argument("--process", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -602,6 +605,7 @@ def main() -> None:
         return train_in_processes(model_name, int(seed), int(devices), int(epochs), Path(out))
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[variable] = str(args.threads)  # read by the processes when they start
+    os.environ[ACCELERATOR] = args.accelerator
     for task in args.only:
         start = time.perf_counter()
         for name, table in TASKS[task](args).items():
