@@ -124,6 +124,12 @@ def test_soft_targets_row_by_row(k, temperature):
     assert ((found > 0).sum(axis=1) == k).all()
 
 
+def test_soft_targets_of_half_precision_are_in_single():
+    similarity = torch.tensor([[0.9, 0.1, 0.5]], dtype=torch.bfloat16)
+    found = soft_targets(similarity, 0.1, 2)
+    assert found.dtype == torch.float32 and torch.equal(found, soft_targets(similarity.float(), 0.1, 2))
+
+
 def test_soft_targets_of_more_neighbors_than_there_are():
     similarity = draw(4, 3)
     np.testing.assert_allclose(soft_targets(similarity, 0.2, 10).numpy(), softmax(similarity.numpy() / 0.2, axis=1))

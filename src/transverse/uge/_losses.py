@@ -44,7 +44,8 @@ def soft_targets(similarity: torch.Tensor, temperature: float, n_neighbors: int)
     n_neighbors
         How many of a row to keep.
     """
-    similarity = similarity.float()  # mixed precision: the softmax is in single precision on some devices only
+    # in mixed precision some devices take the softmax in single precision, others do not
+    similarity = similarity.to(torch.promote_types(similarity.dtype, torch.float32))
     kept = similarity.topk(min(n_neighbors, similarity.shape[1]), dim=1)
     weights = torch.zeros_like(similarity)
     return weights.scatter(1, kept.indices, (kept.values / temperature).softmax(dim=1))
