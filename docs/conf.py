@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import sys
 import tomllib
 from datetime import date
 from pathlib import Path
@@ -33,7 +34,7 @@ extensions = [
     "sphinxcontrib.bibtex",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_generated", "**.ipynb_checkpoints"]
 default_role = "literal"
 suppress_warnings = [
     # Types that are imported for the type checker only are shown by name, without a link.
@@ -108,6 +109,8 @@ if ONLINE:
 # -- Pages -----------------------------------------------------------------------------------------------------------
 html_theme = "sphinx_book_theme"
 html_title = project
+html_static_path = ["_static"]
+html_css_files = ["docs.css"]
 html_theme_options = {
     "repository_url": PROJECT["urls"]["Source"],
     "use_repository_button": True,
@@ -115,3 +118,43 @@ html_theme_options = {
     "path_to_docs": "docs",
     "show_toc_level": 2,
 }
+
+
+# The notebooks by the question that they answer; those that are not there are left out, further ones are in the list of the page.
+TUTORIALS = {
+    "quickstart": "What does the package do, in a few minutes?",
+    "own_data": "How do I bring my own data in?",
+    "scspecies": "Which label does each of my cells get from another species?",
+    "scspecies_comparison": "Which cells are unknown, and how do corresponding cells differ?",
+    "many_species": "How do I align more than two species?",
+    "xtransfercdr": "What would a perturbation do in another cell type?",
+    "deepcellstate": "What would a drug's signature be in another cell type?",
+    "uge": "Which genes of two species respond alike?",
+    "benchmark": "Is my prediction better than the mean?",
+    "scaling": "What if my data are larger than memory, or I have GPUs?",
+}
+
+
+def write_tutorials(path: Path) -> None:
+    """A table of questions and notebooks."""
+    rows = [
+        f"| {question} | {{doc}}`/tutorials/{name}` |"
+        for name, question in TUTORIALS.items()
+        if (HERE.parent / "tutorials" / f"{name}.ipynb").is_file()
+    ]
+    path.write_text("\n".join(["| Question | Notebook |", "|---|---|", *rows, ""]))
+
+
+def generate(app) -> None:
+    """What pages need that is no source: the figures of the benchmarks, from the tables of the user guide, and a table."""
+    sys.path.insert(0, str(HERE))
+    from figures import draw_benchmarks
+
+    folder = HERE / "_generated"
+    draw_benchmarks(folder)
+    write_tutorials(folder / "tutorials.md")
+
+
+def setup(app):
+    """Before any page is read, generate what they need."""
+    app.connect("builder-inited", generate)

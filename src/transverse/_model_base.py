@@ -52,8 +52,12 @@ class GeneAlignedModel(BaseModelClass):
         Raises
         ------
         ValueError
-            If the folder exists and ``overwrite=False``, or holds data that are not the model's, which would be loaded with
-            it.
+            If the folder exists and ``overwrite=False``, or holds other data, which would be loaded with the model.
+
+        Examples
+        --------
+        >>> model.save("model", save_anndata=True)
+        >>> model.save("model", overwrite=True)  # without the data, which then go to the call of load
         """
         check_overwritten(dir_path, prefix, overwrite, None if save_anndata else self.adata)
         with staging_folder(dir_path) as folder:
@@ -88,11 +92,22 @@ class GeneAlignedModel(BaseModelClass):
         **kwargs
             Further arguments of :meth:`scvi.model.SCVI.load`: ``accelerator``, ``device``, ``prefix``.
 
+        Returns
+        -------
+        The model.
+
         Raises
         ------
         ValueError
             If the folder has no such model, or one of another class; if its file was cut short, or could run code; or if
             ``adata`` lacks genes of the model.
+
+        Examples
+        --------
+        >>> model.save("model", save_anndata=True)
+        >>> again = type(model).load("model")  # or by the name of the class, tv.ScSpecies.load("model")
+        >>> again.is_trained
+        True
         """
         names = read_saved(dir_path, kwargs.get("prefix"), cls.__name__, weights_only, kwargs.get("backup_url"))
         if isinstance(adata, AnnData):

@@ -112,10 +112,18 @@ def benchmark(
 
     Examples
     --------
-    >>> adata = tv.datasets.simulate_responses()
-    >>> tv.pp.split_responses(adata)
-    >>> table = tv.benchmark(adata, {"mine": train_mine}, seeds=range(3))  # doctest: +SKIP
-    >>> tv.pl.benchmark(table)  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> def train_mine(train, seed):
+    ...     tv.XTransferCDR.setup_anndata(train)
+    ...     model = tv.XTransferCDR(train)
+    ...     model.train(max_epochs=3)  # by default as many as the data need
+    ...     return model
+    >>> adata = tv.datasets.simulate_responses(n_contexts=2, n_perturbations=3, n_genes=30, n_cells_per_condition=20)
+    >>> tv.pp.split_responses(adata, valid_size=0)
+    >>> table = tv.benchmark(adata, {"mine": train_mine})
+    >>> sorted(table["kind"].unique())
+    ['baseline', 'ceiling', 'model']
+    >>> axes = tv.pl.benchmark(table)
     """
     if task not in get_args(Task):
         raise ValueError(f"task={task!r} must be one of {', '.join(get_args(Task))}.")

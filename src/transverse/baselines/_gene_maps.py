@@ -57,8 +57,12 @@ class ReactomeCorrelation:
 
     Examples
     --------
-    >>> gene_map = tv.baselines.ReactomeCorrelation().fit({"mouse": mouse, "rat": rat})  # doctest: +SKIP
-    >>> gene_map.map_genes("mouse", "rat", n_top=5)  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> data = tv.datasets.simulate_reactomes(n_genes=50, n_organs=4, n_animals=3)
+    >>> gene_map = tv.baselines.ReactomeCorrelation(normalize="given").fit(data)
+    >>> table = gene_map.map_genes("mouse", "rat", n_top=5)
+    >>> table.shape
+    (250, 4)
     """
 
     def __init__(
@@ -129,6 +133,12 @@ class ReactomeCorrelation:
         -----
         UserWarning
             If entries rest on a single sample.
+
+        Examples
+        --------
+        >>> gene_map = tv.baselines.ReactomeCorrelation().fit(data, layer="counts")
+        >>> list(gene_map.reactomes_)
+        ['mouse', 'rat']
         """
         arguments = {"organ_key": organ_key, "drug_key": drug_key, "control": control, "layer": layer}
         arguments |= {"normalize": self.normalize, "target_sum": self.target_sum, "min_samples": self.min_samples}
@@ -160,6 +170,13 @@ class ReactomeCorrelation:
             If a species is not known.
         ValueError
             If the species have too few entries in common, or ``n_top`` is not a whole number of at least 1.
+
+        Examples
+        --------
+        >>> table = gene_map.map_genes("mouse", "rat", n_top=1)
+        >>> scores = tv.metrics.gene_map_scores(table, data["rat"].uns["gene_map"], k=1)
+        >>> scores["metric"].tolist()
+        ['recall@1', 'mrr', 'n_genes', 'n_unmapped']
         """
         check_n_top(n_top)
         profiles = self._profiles(source, target)
@@ -202,6 +219,11 @@ class ReactomeCorrelation:
             If a species is not known.
         ValueError
             If the species have too few entries in common.
+
+        Examples
+        --------
+        >>> gene_map.scores("mouse", "rat").shape
+        (50, 50)
         """
         profiles = self._profiles(source, target)
         values = np.empty((len(profiles[0]), len(profiles[1])))

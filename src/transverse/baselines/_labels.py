@@ -63,6 +63,12 @@ class _LabelBaseline(ABC):
             If the column or the layer does not exist.
         TypeError
             If ``adata`` is no AnnData.
+
+        Examples
+        --------
+        >>> import transverse as tv
+        >>> mouse = tv.datasets.simulate_species("tiny", n_cells=100)["mouse"]
+        >>> baseline = tv.baselines.NeighborVote(n_neighbors=10).fit(mouse, labels_key="cell_type")
         """
         check_expression(adata, layer, self.normalize, "adata")
         check_unique_var_names(adata)
@@ -121,6 +127,16 @@ class _LabelBaseline(ABC):
             If the layer does not exist.
         TypeError
             If ``target`` is no AnnData.
+
+        Examples
+        --------
+        >>> import transverse as tv
+        >>> data = tv.datasets.simulate_species("tiny", n_cells=100)
+        >>> mouse, human = data["mouse"], data["human"]
+        >>> baseline = tv.baselines.NeighborVote(n_neighbors=10).fit(mouse, labels_key="cell_type")
+        >>> labels = baseline.predict(human, orthologs=human.uns["orthologs"])
+        >>> labels["label"].cat.categories.tolist()
+        ['T1a', 'T1b', 'T2a', 'T2b']
         """
         if self.categories_ is None:
             raise RuntimeError(
@@ -191,8 +207,13 @@ class NeighborVote(_LabelBaseline):
 
     Examples
     --------
-    >>> vote = tv.baselines.NeighborVote().fit(mouse, "cell_type")  # doctest: +SKIP
-    >>> labels = vote.predict(human, orthologs=table)  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> data = tv.datasets.simulate_species("tiny", n_cells=100)
+    >>> mouse, human = data["mouse"], data["human"]
+    >>> baseline = tv.baselines.NeighborVote(n_neighbors=10).fit(mouse, "cell_type")
+    >>> labels = baseline.predict(human, orthologs=human.uns["orthologs"])
+    >>> labels.columns.tolist()
+    ['label', 'confidence', 'novelty']
     """
 
     def __init__(
@@ -237,7 +258,13 @@ class LogisticLabels(_LabelBaseline):
 
     Examples
     --------
-    >>> labels = tv.baselines.LogisticLabels().fit(mouse).predict(human, orthologs=table)  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> data = tv.datasets.simulate_species("tiny", n_cells=100)
+    >>> mouse, human = data["mouse"], data["human"]
+    >>> baseline = tv.baselines.LogisticLabels().fit(mouse, "cell_type")
+    >>> labels = baseline.predict(human, orthologs=human.uns["orthologs"])
+    >>> labels.columns.tolist()
+    ['label', 'confidence', 'novelty']
     """
 
     _fewest_labels = 2
@@ -286,7 +313,13 @@ class CentroidLabels(_LabelBaseline):
 
     Examples
     --------
-    >>> labels = tv.baselines.CentroidLabels().fit(mouse).predict(human, orthologs=table)  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> data = tv.datasets.simulate_species("tiny", n_cells=100)
+    >>> mouse, human = data["mouse"], data["human"]
+    >>> baseline = tv.baselines.CentroidLabels().fit(mouse, "cell_type")
+    >>> labels = baseline.predict(human, orthologs=human.uns["orthologs"])
+    >>> labels.columns.tolist()
+    ['label', 'confidence', 'novelty']
     """
 
     _most_novel = 2.0

@@ -72,6 +72,15 @@ class ResponseBaseline(ABC):
             or gene names repeat.
         TypeError
             If ``adata`` is not an AnnData.
+
+        Examples
+        --------
+        >>> import transverse as tv
+        >>> adata = tv.datasets.simulate_responses(
+        ...     n_contexts=2, n_perturbations=3, n_genes=30, n_control_cells_per_context=20
+        ... )
+        >>> tv.pp.split_responses(adata, holdout=[("P01", "C2")], valid_size=0)
+        >>> baseline = tv.baselines.MeanShift().fit(adata[adata.obs["split"] == "train"])
         """
         if not isinstance(adata, AnnData):
             raise TypeError(f"adata must be an AnnData, but got {type(adata).__name__}.")
@@ -158,6 +167,18 @@ class ResponseBaseline(ABC):
             lacks genes, is raw counts, or has cells that are treated or of another context.
         KeyError
             If the perturbation or a context is unknown, or ``controls`` lacks the layer.
+
+        Examples
+        --------
+        >>> import transverse as tv
+        >>> adata = tv.datasets.simulate_responses(
+        ...     n_contexts=2, n_perturbations=3, n_genes=30, n_control_cells_per_context=20
+        ... )
+        >>> tv.pp.split_responses(adata, holdout=[("P01", "C2")], valid_size=0)
+        >>> baseline = tv.baselines.MeanShift().fit(adata[adata.obs["split"] == "train"])
+        >>> pred = baseline.predict("P01", context="C2")
+        >>> pred.shape  # control cells x genes
+        (10, 30)
         """
         asked = list(perturbation) if pd.api.types.is_list_like(perturbation) else [perturbation]
         name, context, sources = self._resolve(perturbation, context, source)
@@ -192,12 +213,36 @@ class ResponseBaseline(ABC):
         *,
         source: str | Sequence[str] | None = None,
     ) -> pd.Series:
-        """The shift that :meth:`predict` adds to every control cell, by gene; arguments and errors as there."""
+        """The shift that :meth:`predict` adds to every control cell, by gene; arguments and errors as there.
+
+        Examples
+        --------
+        >>> import transverse as tv
+        >>> adata = tv.datasets.simulate_responses(
+        ...     n_contexts=2, n_perturbations=3, n_genes=30, n_control_cells_per_context=20
+        ... )
+        >>> tv.pp.split_responses(adata, holdout=[("P01", "C2")], valid_size=0)
+        >>> baseline = tv.baselines.MeanShift().fit(adata[adata.obs["split"] == "train"])
+        >>> baseline.predict_change("P01", context="C2").shape
+        (30,)
+        """
         shift, _ = self._shift(*self._resolve(perturbation, context, source))
         return pd.Series(shift.copy(), index=self.var_names, name="change")
 
     def supports(self, perturbation: str | Sequence[str], context: str | None = None) -> bool:
-        """Whether the condition can be predicted from what the baseline was fitted on."""
+        """Whether the condition can be predicted from what the baseline was fitted on.
+
+        Examples
+        --------
+        >>> import transverse as tv
+        >>> adata = tv.datasets.simulate_responses(
+        ...     n_contexts=2, n_perturbations=3, n_genes=30, n_control_cells_per_context=20
+        ... )
+        >>> tv.pp.split_responses(adata, holdout=[("P01", "C2")], valid_size=0)
+        >>> baseline = tv.baselines.MeanShift().fit(adata[adata.obs["split"] == "train"])
+        >>> baseline.supports("P01", "C2"), baseline.supports("P99", "C2")
+        (True, False)
+        """
         try:
             self.predict_change(perturbation, context)
         except (KeyError, ValueError):

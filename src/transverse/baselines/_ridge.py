@@ -40,6 +40,18 @@ class PCRidge(ResponseBaseline):
         What stands for a perturbation: ``"responses"``, its mean shift in the source contexts on :math:`G`; or ``"genes"``, the
         principal component scores of the gene of its name, summed over the parts of a combination, for perturbations that
         were not measured anywhere. ``"auto"`` takes the first where it can.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(
+    ...     n_contexts=2, n_perturbations=3, n_genes=30, n_control_cells_per_context=20
+    ... )
+    >>> tv.pp.split_responses(adata, holdout=[("P01", "C2")], valid_size=0)
+    >>> train = adata[adata.obs["split"] == "train"]
+    >>> pred = tv.baselines.PCRidge(n_components=5).fit(train).predict("P01", context="C2")
+    >>> pred.shape  # control cells x genes
+    (10, 30)
     """
 
     def __init__(

@@ -17,6 +17,18 @@ class NoChange(ResponseBaseline):
     """The control cells themselves: nothing happens.
 
     Its R2 on expression says how much of that score comes for free; on the change every correlation is 0.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(
+    ...     n_contexts=2, n_perturbations=3, n_genes=30, n_control_cells_per_context=20
+    ... )
+    >>> tv.pp.split_responses(adata, holdout=[("P01", "C2")], valid_size=0)
+    >>> train = adata[adata.obs["split"] == "train"]
+    >>> pred = tv.baselines.NoChange().fit(train).predict("P01", context="C2")
+    >>> bool((pred.X == pred.layers["control"]).all())
+    True
     """
 
     def _shift(self, name: str, context: str, sources: Sequence[str]) -> tuple[np.ndarray, Iterable[str]]:
@@ -32,6 +44,18 @@ class MeanPerturbation(ResponseBaseline):
     The mean shift over all *other* perturbations of the context; where it has none, over all conditions of the source
     contexts. Beating it takes knowledge of the perturbation: where perturbations have much in common it correlates well. Its
     discrimination is below chance, since it holds every perturbation but the one that is asked for.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(
+    ...     n_contexts=2, n_perturbations=3, n_genes=30, n_control_cells_per_context=20
+    ... )
+    >>> tv.pp.split_responses(adata, holdout=[("P01", "C2")], valid_size=0)
+    >>> train = adata[adata.obs["split"] == "train"]
+    >>> pred = tv.baselines.MeanPerturbation().fit(train).predict("P01", context="C2")
+    >>> pred.shape  # control cells x genes
+    (10, 30)
     """
 
     def _shift(self, name: str, context: str, sources: Sequence[str]) -> tuple[np.ndarray, Iterable[str]]:
@@ -55,6 +79,17 @@ class SameCondition(ResponseBaseline):
 
     For data that are split by animal (``pp.split_responses(adata, by="animal")``), in which the condition itself is in the
     training: what a model adds to having measured it in another donor. Elsewhere it has nothing to say.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(n_contexts=2, n_perturbations=3, n_genes=30, n_replicates=4)
+    >>> tv.pp.split_responses(adata, by="animal", animal_key="replicate", holdout=["R4"], valid_size=0)
+    >>> train, test = adata[adata.obs["split"] == "train"], adata[adata.obs["split"] == "test"]
+    >>> controls = test[(test.obs["perturbation"] == "control") & (test.obs["cell_type"] == "C2")]
+    >>> pred = tv.baselines.SameCondition().fit(train).predict("P01", context="C2", controls=controls)
+    >>> pred.n_obs == controls.n_obs
+    True
     """
 
     def _shift(self, name: str, context: str, sources: Sequence[str]) -> tuple[np.ndarray, Iterable[str]]:
@@ -82,6 +117,18 @@ class MeanShift(ResponseBaseline):
         ``"uniform"``, or ``"similarity"`` of the contexts.
     bandwidth
         :math:`h`: a context as many times as far as the nearest weighs less the smaller it is.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(
+    ...     n_contexts=2, n_perturbations=3, n_genes=30, n_control_cells_per_context=20
+    ... )
+    >>> tv.pp.split_responses(adata, holdout=[("P01", "C2")], valid_size=0)
+    >>> train = adata[adata.obs["split"] == "train"]
+    >>> pred = tv.baselines.MeanShift(weights="similarity").fit(train).predict("P01", context="C2")
+    >>> pred.shape  # control cells x genes
+    (10, 30)
     """
 
     def __init__(self, weights: Literal["uniform", "similarity"] = "uniform", bandwidth: float = 1.0):
@@ -103,6 +150,18 @@ class NearestContext(ResponseBaseline):
     """The perturbation's shift in the most similar other context in which it was measured.
 
     Similar by the Euclidean distance of mean control profiles.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(
+    ...     n_contexts=2, n_perturbations=3, n_genes=30, n_control_cells_per_context=20
+    ... )
+    >>> tv.pp.split_responses(adata, holdout=[("P01", "C2")], valid_size=0)
+    >>> train = adata[adata.obs["split"] == "train"]
+    >>> pred = tv.baselines.NearestContext().fit(train).predict("P01", context="C2")
+    >>> pred.shape  # control cells x genes
+    (10, 30)
     """
 
     def _shift(self, name: str, context: str, sources: Sequence[str]) -> tuple[np.ndarray, Iterable[str]]:

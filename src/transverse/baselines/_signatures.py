@@ -53,6 +53,14 @@ class SignatureBaseline(ABC):
             If there are no signatures, values or columns are missing or infinite, or gene names repeat.
         TypeError
             If ``adata`` is not an AnnData.
+
+        Examples
+        --------
+        >>> import transverse as tv
+        >>> sig = tv.datasets.simulate_signatures(n_drugs=20, n_genes=30, n_mechanisms=5)
+        >>> baseline = tv.baselines.RidgeSignature().fit(
+        ...     sig, perturbation_key="perturbation", cell_type_key="cell_type"
+        ... )
         """
         if not isinstance(adata, AnnData):
             raise TypeError(f"adata must be an AnnData, but got {type(adata).__name__}.")
@@ -93,6 +101,17 @@ class SignatureBaseline(ABC):
             nothing to learn the target from.
         KeyError
             If a column or the layer does not exist.
+
+        Examples
+        --------
+        >>> import transverse as tv
+        >>> sig = tv.datasets.simulate_signatures(n_drugs=20, n_genes=30, n_mechanisms=5)
+        >>> is_test = sig.obs["perturbation"].isin(["D0001", "D0002"])
+        >>> sources = sig[is_test & (sig.obs["cell_type"] != "C2")]
+        >>> baseline = tv.baselines.RidgeSignature().fit(sig[~is_test])
+        >>> pred = baseline.predict(sources, target="C2")
+        >>> pred.obs["n_sources"].tolist()
+        [2, 2]
         """
         if not hasattr(self, "_signatures"):
             raise ValueError(f"{type(self).__name__} has not been fitted. Call fit(adata) first.")
@@ -152,6 +171,16 @@ class CopySource(SignatureBaseline):
         ``"random"``.
     seed
         Seed of the random choice.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> sig = tv.datasets.simulate_signatures(n_drugs=20, n_genes=30, n_mechanisms=5)
+    >>> is_test = sig.obs["perturbation"].isin(["D0001", "D0002"])
+    >>> sources = sig[is_test & (sig.obs["cell_type"] != "C2")]
+    >>> pred = tv.baselines.CopySource().fit(sig[~is_test]).predict(sources, target="C2")
+    >>> pred.obs["perturbation"].tolist()
+    ['D0001', 'D0002']
     """
 
     def __init__(self, choice: Literal["similar", "random"] = "similar", seed: int = 0):
@@ -176,6 +205,16 @@ class MeanOfSources(SignatureBaseline):
     weights
         ``"uniform"``, or ``"similarity"``: in proportion to the correlation with the target over the other training perturbations, if
         positive.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> sig = tv.datasets.simulate_signatures(n_drugs=20, n_genes=30, n_mechanisms=5)
+    >>> is_test = sig.obs["perturbation"].isin(["D0001", "D0002"])
+    >>> sources = sig[is_test & (sig.obs["cell_type"] != "C2")]
+    >>> pred = tv.baselines.MeanOfSources(weights="similarity").fit(sig[~is_test]).predict(sources, target="C2")
+    >>> pred.obs["perturbation"].tolist()
+    ['D0001', 'D0002']
     """
 
     def __init__(self, weights: Literal["uniform", "similarity"] = "uniform"):
@@ -195,6 +234,16 @@ class MeanSignature(SignatureBaseline):
     """The mean of the target's training signatures of other perturbations, whichever is asked for.
 
     Where the target has none, the mean of all training signatures of other cell types.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> sig = tv.datasets.simulate_signatures(n_drugs=20, n_genes=30, n_mechanisms=5)
+    >>> is_test = sig.obs["perturbation"].isin(["D0001", "D0002"])
+    >>> sources = sig[is_test & (sig.obs["cell_type"] != "C2")]
+    >>> pred = tv.baselines.MeanSignature().fit(sig[~is_test]).predict(sources, target="C2")
+    >>> pred.obs["perturbation"].tolist()
+    ['D0001', 'D0002']
     """
 
     def _predict(self, name: str, sources: dict[str, np.ndarray], target: str) -> np.ndarray:
@@ -230,6 +279,16 @@ class RidgeSignature(SignatureBaseline):
         :math:`K`; less where there are fewer signatures or genes.
     alpha
         Penalty, in units of the mean sum of squares of the components of :math:`s`.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> sig = tv.datasets.simulate_signatures(n_drugs=20, n_genes=30, n_mechanisms=5)
+    >>> is_test = sig.obs["perturbation"].isin(["D0001", "D0002"])
+    >>> sources = sig[is_test & (sig.obs["cell_type"] != "C2")]
+    >>> pred = tv.baselines.RidgeSignature(n_components=5).fit(sig[~is_test]).predict(sources, target="C2")
+    >>> pred.obs["perturbation"].tolist()
+    ['D0001', 'D0002']
     """
 
     def __init__(self, n_components: int = 50, alpha: float = 0.1):

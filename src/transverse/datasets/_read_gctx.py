@@ -114,10 +114,23 @@ def read_gctx(
 
     Examples
     --------
+    A file with the layout of those of L1000, of which two signatures are read:
+
+    >>> import h5py
     >>> import transverse as tv
-    >>> sig = tv.datasets.read_gctx(
-    ...     "level5.gctx", obs={"pert_iname": ["vemurafenib"], "cell_id": ["A375", "MCF7"]}
-    ... )  # doctest: +SKIP
+    >>> with h5py.File("level5.gctx", "w") as file:
+    ...     file["0/DATA/0/matrix"] = [[2.5, -1.0], [0.5, 1.5], [-3.0, 0.0]]
+    ...     file["0/META/COL/id"] = ["s1", "s2", "s3"]
+    ...     file["0/META/COL/pert_iname"] = ["vemurafenib", "vemurafenib", "sirolimus"]
+    ...     file["0/META/COL/cell_id"] = ["A375", "MCF7", "A375"]
+    ...     file["0/META/ROW/id"] = ["780", "7157"]
+    ...     file["0/META/ROW/pr_gene_symbol"] = ["DDR1", "TP53"]
+    >>> sig = tv.datasets.read_gctx("level5.gctx", obs={"pert_iname": ["vemurafenib"], "cell_id": ["A375", "MCF7"]})
+    >>> sig.obs_names.tolist(), sig.var_names.tolist(), sig.X.tolist()
+    (['s1', 's2'], ['DDR1', 'TP53'], [[2.5, -1.0], [0.5, 1.5]])
+
+    A public file that has ids only, with its tables:
+
     >>> sig = tv.datasets.read_gctx(
     ...     "GSE92742_Broad_LINCS_Level5_COMPZ.MODZ_n473647x12328.gctx",
     ...     obs={"cell_type": ["PC3", "MCF7"], "pert_type": "trt_cp"},

@@ -129,10 +129,31 @@ def prepare_norman(
 
     Examples
     --------
+    The copy from GEARS:
+
+    >>> import scanpy as sc
+    >>> import transverse as tv
     >>> adata = tv.datasets.prepare_norman(sc.read_h5ad("norman/perturb_processed.h5ad"))  # doctest: +SKIP
+
+    Other data, here simulated, whose first genes are called after the perturbations, with a double of one's own held out:
+
+    >>> raw = tv.datasets.simulate_responses(
+    ...     n_contexts=1, n_context_groups=1, n_perturbations=3, n_doubles=3, n_genes=100
+    ... )
+    >>> raw.var_names = ["P01", "P02", "P03", *raw.var_names[3:]]
+    >>> adata = tv.datasets.prepare_norman(
+    ...     raw,
+    ...     perturbation_key="perturbation",
+    ...     control="control",
+    ...     gene_key=None,
+    ...     n_genes=50,
+    ...     holdout=["P01+P02"],
+    ... )
+    >>> adata.n_vars, adata.var_names[adata.var["perturbed"]].tolist()
+    (50, ['P01', 'P02', 'P03'])
     >>> tv.XTransferCDR.setup_anndata(
     ...     adata, perturbation_key="perturbation", control="control", context_key="cell_type"
-    ... )  # doctest: +SKIP
+    ... )
     """
     check_numbers(low=1, n_genes=n_genes)
     check_numbers(low=len(NORMAN), n_holdout=n_holdout)
@@ -268,9 +289,31 @@ def prepare_replogle(
 
     Examples
     --------
+    The copy from GEARS:
+
+    >>> import scanpy as sc
+    >>> import transverse as tv
     >>> k562 = tv.datasets.prepare_replogle(
     ...     sc.read_h5ad("replogle_k562_essential/perturb_processed.h5ad"), line="K562", split="disjoint"
     ... )  # doctest: +SKIP
+
+    Other data, here simulated, whose first genes are called after the perturbations, with knock-downs of one's own held out:
+
+    >>> raw = tv.datasets.simulate_responses(n_contexts=1, n_context_groups=1, n_perturbations=4, n_genes=100)
+    >>> raw.var_names = ["P01", "P02", "P03", "P04", *raw.var_names[4:]]
+    >>> k562 = tv.datasets.prepare_replogle(
+    ...     raw,
+    ...     line="K562",
+    ...     perturbation_key="perturbation",
+    ...     control="control",
+    ...     gene_key=None,
+    ...     cell_type_key=None,
+    ...     n_top_genes=50,
+    ...     split="disjoint",
+    ...     holdout=["P01"],
+    ... )
+    >>> k562.obs["split"][k562.obs["perturbation"] == "P01"].unique().tolist()
+    ['test']
     """
     check_choice("line", line, tuple(REPLOGLE))
     n_top_genes = _N_TOP_GENES[line] if n_top_genes is None else n_top_genes

@@ -148,16 +148,41 @@ def prepare_sciplex(
 
     Examples
     --------
-    >>> adata = tv.datasets.prepare_sciplex(raw, version=3, split="disjoint")  # doctest: +SKIP
-    >>> tv.XTransferCDR.setup_anndata(
-    ...     adata, perturbation_key="perturbation", control="control", context_key="cell_type"
-    ... )  # doctest: +SKIP
-
     A copy from scPerturb:
 
-    >>> tv.datasets.prepare_sciplex(
-    ...     raw, 3, perturbation_key="perturbation", control="control", dose_key="dose_value", cell_type_key="cell_line"
+    >>> import scanpy as sc
+    >>> import transverse as tv
+    >>> adata = tv.datasets.prepare_sciplex(
+    ...     sc.read_h5ad("SrivatsanTrapnell2020_sciplex3.h5ad"),
+    ...     version=3,
+    ...     split="disjoint",
+    ...     perturbation_key="perturbation",
+    ...     control="control",
+    ...     dose_key="dose_value",
+    ...     cell_type_key="cell_line",
     ... )  # doctest: +SKIP
+
+    Other data, here simulated, with drugs of one's own held out:
+
+    >>> raw = tv.datasets.simulate_responses(n_contexts=2, n_perturbations=4, n_genes=100, doses=[10, 10_000])
+    >>> adata = tv.datasets.prepare_sciplex(
+    ...     raw,
+    ...     version=3,
+    ...     perturbation_key="perturbation",
+    ...     control="control",
+    ...     layer="counts",
+    ...     min_genes=10,
+    ...     min_cells=10,
+    ...     n_top_genes=50,
+    ...     min_top_genes=5,
+    ...     split="disjoint",
+    ...     holdout=["P01"],
+    ... )
+    >>> adata.n_vars, adata.uns["recipe"]["holdout"].tolist()
+    (50, ['P01'])
+    >>> tv.XTransferCDR.setup_anndata(
+    ...     adata, perturbation_key="perturbation", control="control", context_key="cell_type"
+    ... )
     """
     if version not in SCIPLEX:
         raise ValueError(f"version={version!r} is unknown. Choose 3 or 4.")

@@ -67,6 +67,17 @@ class ExtensionMixin:
             If ``init`` has no decoder, or a column is not there.
         ValueError
             If the cell type has a decoder already, or ``adata`` has nothing of it to learn from.
+
+        Examples
+        --------
+        Signatures of a new cell type, here those of a known one under another name:
+
+        >>> new = adata.copy()
+        >>> new.obs["cell_type"] = new.obs["cell_type"].astype(str).replace("C3", "C4")
+        >>> extended = model.add_cell_type(new, "C4", max_epochs=2)
+        >>> pred = extended.predict(adata[adata.obs["cell_type"] == "C1"], target="C4")
+        >>> pred.obs["cell_type"].unique().tolist()
+        ['C4']
         """
         self._check_if_trained(warn=False)
         cell_type = str(cell_type)
@@ -143,6 +154,13 @@ class ExtensionMixin:
             If the target has no decoder, or a column is not there.
         ValueError
             If no perturbation of ``adata`` has signatures in the target and in another cell type.
+
+        Examples
+        --------
+        >>> few = adata[:15].copy()  # five perturbations
+        >>> tuned = model.fine_tune(few, "C2", max_epochs=2)
+        >>> tuned.predict(few[few.obs["cell_type"] != "C2"], target="C2").n_obs
+        5
         """
         self._check_if_trained(warn=False)
         decoder = self._decoder_of(target)
@@ -180,6 +198,13 @@ class ExtensionMixin:
         ------
         ValueError
             If there are fewer than two such perturbations.
+
+        Examples
+        --------
+        >>> few = adata[:9].copy()  # three perturbations
+        >>> pred = model.predict_leave_one_out(few, "C2", max_epochs=2)
+        >>> pred.n_obs
+        3
         """
         self._check_if_trained(warn=False)
         self._decoder_of(target)

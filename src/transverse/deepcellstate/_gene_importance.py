@@ -111,9 +111,11 @@ class GeneImportanceMixin:
 
         Examples
         --------
-        >>> importance = model.get_gene_importance()  # doctest: +SKIP
-        >>> top = importance["MCF7"].nlargest(50).index  # doctest: +SKIP
-        >>> tv.tl.enrichment(top, gene_sets, importance.index)  # doctest: +SKIP
+        >>> importance = model.get_gene_importance(n_subsets=20, subset_size=10, n_best=2)
+        >>> importance.shape
+        (50, 3)
+        >>> top = importance["C2"].nlargest(10).index
+        >>> table = tv.tl.enrichment(top, {"some genes": adata.var_names[:20]}, importance.index)
         """
         self._check_if_trained(warn=False)
         if method not in ("subsets", "integrated_gradients"):

@@ -93,9 +93,13 @@ class InterpretationMixin(GeneImportanceMixin):
         --------
         The test asks of genes that could have been found, all but the regulator:
 
-        >>> table = model.get_regulator_targets(["TP53", "MYC"], "MCF7")  # doctest: +SKIP
-        >>> for regulator, rows in table[table["rank"] > 0].groupby("regulator"):  # doctest: +SKIP
-        ...     print(tv.tl.enrichment(rows.loc[rows["is_target"], "gene"], bound[regulator], rows["gene"]))
+        >>> table = model.get_regulator_targets(adata.var_names[:2], "C2", n_top=10)
+        >>> bound = {gene: adata.var_names[10:30] for gene in adata.var_names[:2]}
+        >>> for regulator, rows in table[table["rank"] > 0].groupby("regulator"):
+        ...     test = tv.tl.enrichment(rows.loc[rows["is_target"], "gene"], bound[regulator], rows["gene"])
+        ...     print(regulator, test["n_genes"].tolist())
+        G0001 [10]
+        G0002 [10]
         """
         self._check_if_trained(warn=False)
         check_whole(n_steps=n_steps, n_top=n_top, batch_size=batch_size)
@@ -191,6 +195,12 @@ class InterpretationMixin(GeneImportanceMixin):
         -----
         UserWarning
             If genes are missing.
+
+        Examples
+        --------
+        >>> agreement = model.get_latent_agreement("C1", "C2")
+        >>> agreement.shape
+        (20, 20)
         """
         self._check_if_trained(warn=False)
         if of not in ("latent", "input"):

@@ -57,12 +57,16 @@ class DeepCellState(FittingMixin, ExtensionMixin, InterpretationMixin, Predictio
 
     Examples
     --------
+    With few epochs, to be quick:
+
     >>> import transverse as tv
-    >>> sig = tv.datasets.simulate_signatures(n_drugs=100, n_genes=100, n_mechanisms=10)
-    >>> tv.DeepCellState.setup_anndata(sig)
-    >>> model = tv.DeepCellState(sig)
-    >>> model.train(max_epochs=5)
-    >>> pred = model.predict(sig[sig.obs["cell_type"] == "C1"], target="C2")
+    >>> adata = tv.datasets.simulate_signatures(n_drugs=20, n_genes=50, n_mechanisms=10)
+    >>> tv.DeepCellState.setup_anndata(adata)
+    >>> model = tv.DeepCellState(adata)
+    >>> model.train(max_epochs=2)
+    >>> pred = model.predict(adata[adata.obs["cell_type"] == "C1"], target="C2")
+    >>> pred.shape
+    (20, 50)
 
     Notes
     -----
@@ -142,6 +146,10 @@ class DeepCellState(FittingMixin, ExtensionMixin, InterpretationMixin, Predictio
         ValueError
             If there is only one cell type, no perturbation was measured in two, values or columns are missing or infinite,
             or names of genes or signatures repeat.
+
+        Examples
+        --------
+        >>> tv.DeepCellState.setup_anndata(adata, perturbation_key="perturbation", cell_type_key="cell_type")
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         keys = {
@@ -245,6 +253,13 @@ class DeepCellState(FittingMixin, ExtensionMixin, InterpretationMixin, Predictio
         ------
         ValueError
             If a stage is unknown, a number is out of range, or the validation has no perturbation of two cell types.
+
+        Examples
+        --------
+        >>> model = tv.DeepCellState(adata)
+        >>> model.train(max_epochs={"autoencoder": 1, "decoders": 2}, stages=["autoencoder", "decoders"])
+        >>> model.history["stage"].squeeze().tolist()
+        ['autoencoder', 'decoders', 'decoders']
         """
         chosen = choose_stages(stages, self.is_trained_, max_epochs, patience, lr)
         if not isinstance(n_restarts, int) or n_restarts < 1:

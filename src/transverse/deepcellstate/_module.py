@@ -44,6 +44,13 @@ class DeepCellStateModule(BaseModuleClass):
         Weight :math:`\lambda` of the L1 norm of the latent in the loss.
     decoder_dropout_rate
         Dropout of the decoder's last hidden layer (not in the paper).
+
+    Examples
+    --------
+    >>> import torch
+    >>> import transverse as tv
+    >>> module = tv.deepcellstate.DeepCellStateModule(n_genes=50, n_cell_types=3, n_hidden=(16,), n_latent=4)
+    >>> x = torch.rand(6, 50)
     """
 
     def __init__(
@@ -93,6 +100,11 @@ class DeepCellStateModule(BaseModuleClass):
         -------
         ``z``, the latent, shape ``(n_signatures, n_latent)``, and ``x``, what the skip connection sees. In training both
         are of inputs with dropout.
+
+        Examples
+        --------
+        >>> tuple(module.inference(x)["z"].shape)
+        (6, 4)
         """
         dropped = F.dropout(x, self.input_dropout_rate, self.training)
         seen = F.dropout(x, self.input_dropout_rate, self.training) if self.skip == "separate" else dropped
@@ -119,6 +131,12 @@ class DeepCellStateModule(BaseModuleClass):
         Returns
         -------
         ``x``: signatures in units of the scale, shape ``(n_signatures, n_genes)``.
+
+        Examples
+        --------
+        >>> outputs = module.inference(x)
+        >>> tuple(module.generative(**outputs, decoder=1)["x"].shape)
+        (6, 50)
         """
         return {"x": self.decoders[decoder](z, x)}
 
@@ -133,6 +151,12 @@ class DeepCellStateModule(BaseModuleClass):
         .. math::
 
             L = \frac{1}{B G} \sum_{i,g} (\hat x_{ig} - y_{ig})^2 + \lambda \frac{1}{B} \sum_i \lVert z_i \rVert_1
+
+        Examples
+        --------
+        >>> _, _, output = module({"X": x, "target": x, "decoder": torch.tensor(0)})
+        >>> sorted(output.extra_metrics)
+        ['error', 'latent_l1']
         """
         target = tensors[DEEPCELLSTATE_KEYS.TARGET_KEY] / self.scale
         error = F.mse_loss(generative_outputs["x"], target)

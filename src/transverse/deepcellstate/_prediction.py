@@ -89,6 +89,15 @@ class PredictionMixin:
         -----
         UserWarning
             If genes are missing.
+
+        Examples
+        --------
+        >>> sources = adata[adata.obs["cell_type"] != "C2"]
+        >>> pred = model.predict(sources, target="C2")
+        >>> pred.obs.columns.tolist()
+        ['perturbation', 'cell_type', 'n_sources', 'trained_on']
+        >>> model.predict(sources, target="C2", aggregate=None).n_obs
+        40
         """
         self._check_if_trained(warn=False)
         decoder = self._decoder_of(target)
@@ -186,6 +195,11 @@ class PredictionMixin:
         Returns
         -------
         Array of shape ``(n_signatures, n_latent)``, float32.
+
+        Examples
+        --------
+        >>> model.get_latent_representation().shape
+        (60, 128)
         """
         self._check_if_trained(warn=False)
         _check_batch_size(batch_size)

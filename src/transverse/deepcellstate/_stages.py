@@ -36,6 +36,15 @@ class Stage:
         At most so many epochs, and so many without improvement.
     lr
         Of Adam.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> list(tv.deepcellstate.STAGES)
+    ['autoencoder', 'decoders', 'frozen']
+    >>> stage = tv.deepcellstate.STAGES["decoders"]
+    >>> stage.monitor, stage.max_epochs, stage.patience
+    ('pearson_validation', 99, 3)
     """
 
     name: StageName

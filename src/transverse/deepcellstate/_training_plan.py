@@ -53,6 +53,13 @@ class DeepCellStateTrainingPlan(OnePassAdamPlan):
         Whether the encoder learns, or its weights stay as they are.
     **kwargs
         Keyword arguments of :class:`scvi.train.TrainingPlan`.
+
+    Examples
+    --------
+    Its arguments go to :meth:`~transverse.DeepCellState.train`; with ``adata`` of the example of :class:`~transverse.DeepCellState`:
+
+    >>> model = tv.DeepCellState(adata)
+    >>> model.train(max_epochs=1, plan_kwargs={"weight_decay": 1e-4})
     """
 
     def __init__(

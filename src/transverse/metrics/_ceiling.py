@@ -58,6 +58,16 @@ def noise_ceiling(
     ------
     ValueError, KeyError, TypeError
         As :func:`response_scores`, and if there are too few cells to be halved.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(n_contexts=2, n_perturbations=3, n_genes=30, n_cells_per_condition=20)
+    >>> is_control = adata.obs["perturbation"] == "control"
+    >>> ceiling = tv.metrics.noise_ceiling(adata[~is_control], adata[is_control], n_splits=3, n_top=10)
+    >>> ceiling["ceiling"].unique().tolist()
+    ['split half', 'noise-free']
+    >>> summary = tv.metrics.summarize(ceiling, over=["perturbation", "cell_type"])
     """
     if not isinstance(n_splits, Integral) or n_splits < 1:
         raise ValueError(f"n_splits={n_splits!r} must be a whole number of at least 1.")

@@ -58,6 +58,19 @@ def deg_scores(
     ------
     ValueError, KeyError, TypeError
         As :func:`response_scores`, and if ``fdr`` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(n_contexts=2, n_perturbations=3, n_genes=30, n_cells_per_condition=20)
+    >>> tv.pp.split_responses(adata, holdout=[("P01", "C2"), ("P02", "C2")], valid_size=0)
+    >>> train, test = adata[adata.obs["split"] == "train"], adata[adata.obs["split"] == "test"]
+    >>> is_control = test.obs["perturbation"] == "control"
+    >>> truth, controls = test[~is_control], test[is_control]
+    >>> pred = tv.baselines.MeanShift().fit(train).predict("P01", context="C2")
+    >>> scores = tv.metrics.deg_scores(truth, pred, controls, n_top=5)
+    >>> scores[["genes", "metric"]].drop_duplicates("genes").to_numpy().tolist()
+    [['top 5', 'deg_overlap'], ['significant', 'n_deg']]
     """
     sizes = top_sizes(n_top)
     if not 0 < fdr < 1:

@@ -68,6 +68,19 @@ def energy_distance(
     ------
     ValueError, KeyError, TypeError
         As :func:`response_scores`, and if a side has fewer than two cells or an argument is out of range.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(n_contexts=2, n_perturbations=3, n_genes=30, n_cells_per_condition=20)
+    >>> tv.pp.split_responses(adata, holdout=[("P01", "C2"), ("P02", "C2")], valid_size=0)
+    >>> train, test = adata[adata.obs["split"] == "train"], adata[adata.obs["split"] == "test"]
+    >>> is_control = test.obs["perturbation"] == "control"
+    >>> truth, controls = test[~is_control], test[is_control]
+    >>> pred = tv.baselines.MeanShift().fit(train).predict("P01", context="C2")
+    >>> scores = tv.metrics.energy_distance(truth, pred, controls, n_components=10)
+    >>> scores["metric"].tolist()
+    ['energy_distance', 'energy_distance_control', 'energy_distance_left']
     """
     if metric not in get_args(CellMetric):
         raise ValueError(f"metric={metric!r} must be one of {', '.join(get_args(CellMetric))}.")

@@ -97,9 +97,23 @@ def embedding_scores(
 
     Examples
     --------
-    >>> tv.metrics.embedding_scores(  # doctest: +SKIP
-    ...     both, "cell_type", use_rep="X_scSpecies", before="X_pca", groups="species"
-    ... )
+    >>> import numpy as np
+    >>> import transverse as tv
+    >>> labels = np.repeat(["B", "NK", "T"], 20)
+    >>> before = np.random.default_rng(0).normal(size=(60, 10)) + 5 * (labels == "T")[:, None]
+    >>> embedding = before[:, :2]
+    >>> scores = tv.metrics.embedding_scores(embedding, labels, before=before)
+    >>> scores["metric"].unique().tolist()
+    ['davies_bouldin', 'self_projection_before', 'self_projection_after', 'alcs']
+
+    In an object with the cells of two species:
+
+    >>> import anndata as ad
+    >>> both = ad.AnnData(obsm={"X_scSpecies": embedding, "X_pca": before})
+    >>> both.obs["cell_type"], both.obs["species"] = labels, ["mouse", "human"] * 30
+    >>> scores = tv.metrics.embedding_scores(both, "cell_type", use_rep="X_scSpecies", before="X_pca", groups="species")
+    >>> scores["group"].unique().tolist()
+    ['all', 'human', 'mouse', 'mean']
     """
     for name, value, least in (("n_splits", n_splits, 2), ("max_cells", max_cells, 2)):
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:

@@ -73,10 +73,12 @@ def gene_map_scores(
 
     Examples
     --------
+    >>> import pandas as pd
+    >>> import transverse as tv
     >>> gene_map = pd.DataFrame({"source": ["Alb", "Alb"], "target": ["TTR", "ALB"], "rank": [1, 2]})
     >>> scores = tv.metrics.gene_map_scores(gene_map, {"Alb": "ALB"}, k=1)
-    >>> scores["value"].tolist()
-    [0.0, 0.5, 1.0, 0.0]
+    >>> scores["metric"].tolist(), scores["value"].tolist()
+    (['recall@1', 'mrr', 'n_genes', 'n_unmapped'], [0.0, 0.5, 1.0, 0.0])
     """
     lengths = [k] if isinstance(k, Integral) else list(k)
     for length in lengths:

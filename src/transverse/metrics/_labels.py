@@ -93,6 +93,7 @@ def label_scores(
 
     Examples
     --------
+    >>> import transverse as tv
     >>> scores = tv.metrics.label_scores(["T", "T", "B", "DC"], ["T", "B", "B", "T"])
     >>> float(scores.set_index("metric")["value"]["balanced_accuracy"])
     0.75

@@ -92,8 +92,18 @@ def response_scores(
 
     Examples
     --------
-    >>> pred = tv.baselines.MeanShift().fit(train).predict("TGFBR2", context="T98G")  # doctest: +SKIP
-    >>> scores = tv.metrics.response_scores(test, pred, test_controls, n_top=50)  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(n_contexts=2, n_perturbations=3, n_genes=30, n_cells_per_condition=20)
+    >>> tv.pp.split_responses(adata, holdout=[("P01", "C2"), ("P02", "C2")], valid_size=0)
+    >>> train, test = adata[adata.obs["split"] == "train"], adata[adata.obs["split"] == "test"]
+    >>> is_control = test.obs["perturbation"] == "control"
+    >>> truth, controls = test[~is_control], test[is_control]
+    >>> pred = tv.baselines.MeanShift().fit(train).predict("P01", context="C2")
+    >>> scores = tv.metrics.response_scores(truth, pred, controls, n_top=10)
+    >>> scores.columns.tolist()
+    ['perturbation', 'cell_type', 'of', 'genes', 'metric', 'value', 'n_cells']
+    >>> scores[["of", "genes"]].drop_duplicates().to_numpy().tolist()
+    [['expression', 'all'], ['expression', 'top 10'], ['change', 'all'], ['change', 'top 10']]
     """
     top_sizes(n_top)
     data = conditions(

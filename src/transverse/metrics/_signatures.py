@@ -57,6 +57,16 @@ def signature_scores(
         If a column or layer does not exist.
     TypeError
         If an array and an AnnData are mixed.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> sig = tv.datasets.simulate_signatures(n_drugs=10, n_cell_types=2, n_genes=30, n_mechanisms=3)
+    >>> source, target = sig[sig.obs["cell_type"] == "C1"], sig[sig.obs["cell_type"] == "C2"]
+    >>> pred = tv.baselines.CopySource().fit(source).predict(source, target="C2")
+    >>> scores = tv.metrics.signature_scores(target, pred, n_top=10)
+    >>> scores["metric"].unique().tolist()
+    ['r2', 'explained_variance', 'pearson', 'spearman', 'rmse']
     """
     sizes = top_sizes(n_top)
     if isinstance(truth, AnnData) != isinstance(pred, AnnData):

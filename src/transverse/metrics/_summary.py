@@ -55,7 +55,14 @@ def summarize(
 
     Examples
     --------
-    >>> tv.metrics.summarize(scores, by="method", over=["perturbation", "cell_type"])  # doctest: +SKIP
+    >>> import pandas as pd
+    >>> import transverse as tv
+    >>> scores = pd.DataFrame(
+    ...     {"method": "mine", "perturbation": ["P01", "P01", "P02"], "metric": "pearson", "value": [0.5, 0.7, 0.8]}
+    ... )
+    >>> summary = tv.metrics.summarize(scores, by="method", over="perturbation")
+    >>> summary[["method", "metric", "mean", "n"]].round(2).to_numpy().tolist()
+    [['mine', 'pearson', 0.7, 2]]
     """
     by = [by] if isinstance(by, str) else list(by or [])
     over = [over] if isinstance(over, str) else list(over or [])

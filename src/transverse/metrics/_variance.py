@@ -45,6 +45,21 @@ def variance_ratio(
     ------
     ValueError, KeyError, TypeError
         As :func:`response_scores`.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(n_contexts=2, n_perturbations=3, n_genes=30, n_cells_per_condition=20)
+    >>> tv.pp.split_responses(adata, holdout=[("P01", "C2"), ("P02", "C2")], valid_size=0)
+    >>> train, test = adata[adata.obs["split"] == "train"], adata[adata.obs["split"] == "test"]
+    >>> is_control = test.obs["perturbation"] == "control"
+    >>> truth, controls = test[~is_control], test[is_control]
+    >>> baseline = tv.baselines.MeanShift().fit(train)
+    >>> pred = ad.concat([baseline.predict(name, context="C2") for name in ("P01", "P02")], index_unique="-")
+    >>> scores = tv.metrics.variance_ratio(truth, pred, controls)
+    >>> scores[["perturbation", "metric"]].to_numpy().tolist()
+    [['P01', 'variance_ratio'], ['P02', 'variance_ratio'], ['all', 'variance_ratio_between']]
     """
     data = conditions(
         truth,

@@ -74,12 +74,13 @@ def ablation(
 
     Examples
     --------
-    >>> tables = [  # doctest: +SKIP
-    ...     tv.metrics.response_scores(test, predict(variant, seed), controls).assign(variant=variant, seed=seed)
-    ...     for variant in ("full", "no cross", "no orthogonality", "no similarity")
-    ...     for seed in range(3)
-    ... ]
-    >>> ax = tv.pl.ablation(pd.concat(tables))  # doctest: +SKIP
+    >>> import pandas as pd
+    >>> import transverse as tv
+    >>> rows = [("full", 0, 0.82), ("full", 1, 0.80), ("no cross", 0, 0.61), ("no cross", 1, 0.66)]
+    >>> table = pd.DataFrame(rows, columns=["variant", "seed", "value"]).assign(metric="pearson")
+    >>> ax = tv.pl.ablation(table)
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['full', 'no cross']
     """
     _check_long(table)
     variants = in_order(table["variant"])

@@ -101,9 +101,14 @@ def benchmark(
 
     Examples
     --------
-    >>> table = tv.benchmark(adata, {"mine": train_mine})  # doctest: +SKIP
-    >>> axes = tv.pl.benchmark(table)  # doctest: +SKIP
-    >>> axes = tv.pl.benchmark(table, ["pearson", "rmse"], genes=["all", "top 50"])  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(n_contexts=2, n_perturbations=3, n_genes=30, n_cells_per_condition=20)
+    >>> tv.pp.split_responses(adata, valid_size=0)
+    >>> table = tv.benchmark(adata, {"mine": tv.baselines.PCRidge(n_components=2)}, n_top=10)
+    >>> axes = tv.pl.benchmark(table)
+    >>> axes = tv.pl.benchmark(table, ["pearson", "rmse"], genes=["all", "top 10"])
+    >>> len(axes)
+    4
     """
     check_table(table, ["method", "kind", "metric", "mean", "ci_low", "ci_high", "n"])
     if unknown := [kind for kind in in_order(table["kind"]) if kind not in _KINDS]:

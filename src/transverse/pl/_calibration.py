@@ -55,9 +55,11 @@ def calibration(
 
     Examples
     --------
-    >>> labels = model.transfer_labels()  # doctest: +SKIP
-    >>> right = labels["label"].astype(str) == human.obs["cell_type"].astype(str)  # doctest: +SKIP
-    >>> ax = tv.pl.calibration(labels["confidence"], right)  # doctest: +SKIP
+    With ``model`` and ``human`` of the example of :class:`~transverse.ScSpecies`:
+
+    >>> labels = model.transfer_labels()
+    >>> right = labels["label"].astype(str) == human.obs["cell_type"].astype(str)
+    >>> ax = tv.pl.calibration(labels["confidence"], right)
     """
     confidence, correct = align(confidence, correct, ("confidence", "correct"))
     confidence, correct = _numbers(confidence, "confidence"), _numbers(correct, "correct")

@@ -85,9 +85,16 @@ def change_boxplot(
 
     Examples
     --------
-    >>> pred = model.predict(["KLF1", "MAP2K6"], context="k562")  # doctest: +SKIP
-    >>> singles = {name: adata[adata.obs["perturbation"] == name] for name in ("KLF1", "MAP2K6")}  # doctest: +SKIP
-    >>> ax = tv.pl.change_boxplot(test, pred, test_controls, singles=singles)  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(
+    ...     n_contexts=1, n_context_groups=1, n_perturbations=2, n_doubles=1, n_genes=30
+    ... )
+    >>> tv.pp.split_responses(adata, by="combination", holdout=["P01+P02"], valid_size=0)
+    >>> train, test = adata[adata.obs["split"] == "train"], adata[adata.obs["split"] == "test"]
+    >>> is_control = test.obs["perturbation"] == "control"
+    >>> pred = tv.baselines.Additive().fit(train).predict(["P01", "P02"])
+    >>> singles = {name: train[train.obs["perturbation"] == name] for name in ("P01", "P02")}
+    >>> ax = tv.pl.change_boxplot(test[~is_control], pred, test[is_control], n_top=10, singles=singles)
     """
     if control is None:
         raise ValueError("control is needed: a change is taken against it.")

@@ -94,8 +94,13 @@ def fold_over_baseline(
 
     Examples
     --------
-    >>> copy = tv.baselines.CopySource().fit(train).predict(sources, target="MCF7")  # doctest: +SKIP
-    >>> axes = tv.pl.fold_over_baseline(test, pred, copy)  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> sig = tv.datasets.simulate_signatures(n_drugs=20, n_genes=30, n_mechanisms=5)
+    >>> is_test, is_target = sig.obs["perturbation"].isin(["D0001", "D0002"]), sig.obs["cell_type"] == "C2"
+    >>> train, truth, sources = sig[~is_test], sig[is_test & is_target], sig[is_test & ~is_target]
+    >>> pred = tv.baselines.RidgeSignature().fit(train).predict(sources, target="C2")
+    >>> copy = tv.baselines.CopySource().fit(train).predict(sources, target="C2")
+    >>> axes = tv.pl.fold_over_baseline(truth, pred, copy)
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r} must be one of {', '.join(get_args(Kind))}.")

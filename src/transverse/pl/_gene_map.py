@@ -92,8 +92,10 @@ def gene_map(
 
     Examples
     --------
-    >>> table = model.map_genes("mouse", "rat", n_top=5)  # doctest: +SKIP
-    >>> ax = tv.pl.gene_map(table, names=adata.var["gene"])  # doctest: +SKIP
+    With ``model`` and ``adata`` of the example of :class:`~transverse.UGE`:
+
+    >>> table = model.map_genes("mouse", "rat", n_top=5)
+    >>> ax = tv.pl.gene_map(table, names=adata.var["gene"])
     """
     _check_whole("n_genes", n_genes)
     if n_top is not None:

@@ -81,10 +81,13 @@ def label_accuracy(
 
     Examples
     --------
-    >>> table = model.predict_labels("organ", rat)  # doctest: +SKIP
-    >>> vote = tv.baselines.NeighborVote().fit(mouse, "organ").predict(rat)  # doctest: +SKIP
-    >>> predictions = {"UGE": table, "neighbours": vote}  # doctest: +SKIP
-    >>> ax = tv.pl.label_accuracy(rat.obs["organ"], predictions, chance=mouse.obs["organ"])  # doctest: +SKIP
+    With ``model``, ``adata`` and ``data`` of the example of :class:`~transverse.UGE`:
+
+    >>> mouse, rat = data["mouse"], data["rat"]
+    >>> table = model.predict_labels("organ", adata[adata.obs["species"] == "rat"])
+    >>> vote = tv.baselines.NeighborVote(n_neighbors=5, normalize="given").fit(mouse, "organ")
+    >>> predictions = {"UGE": table, "neighbours": vote.predict(rat, orthologs=rat.uns["gene_map"])}
+    >>> ax = tv.pl.label_accuracy(rat.obs["organ"], predictions, chance=mouse.obs["organ"])
     """
     is_named = isinstance(predictions, Mapping)
     sets = {str(name): own for name, own in predictions.items()} if is_named else {"predictions": predictions}

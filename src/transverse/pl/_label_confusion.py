@@ -64,8 +64,10 @@ def label_confusion(
 
     Examples
     --------
-    >>> labels = model.transfer_labels()  # doctest: +SKIP
-    >>> ax = tv.pl.label_confusion(labels["label"], human.obs["cell_type"])  # doctest: +SKIP
+    With ``model`` and ``human`` of the example of :class:`~transverse.ScSpecies`:
+
+    >>> labels = model.transfer_labels()
+    >>> ax = tv.pl.label_confusion(labels["label"], human.obs["cell_type"])
     """
     if normalize not in _SCALE:
         raise ValueError(f"normalize={normalize!r} must be one of {list(_SCALE)}.")

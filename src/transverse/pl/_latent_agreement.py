@@ -59,8 +59,10 @@ def latent_agreement(
 
     Examples
     --------
-    >>> agreement = model.get_latent_agreement("MCF7", "PC3")  # doctest: +SKIP
-    >>> ax = tv.pl.latent_agreement(agreement)  # doctest: +SKIP
+    With ``model`` of the example of :class:`~transverse.DeepCellState`:
+
+    >>> agreement = model.get_latent_agreement("C1", "C2")
+    >>> ax = tv.pl.latent_agreement(agreement)
     """
     values = _checked(agreement)
     n = len(values)

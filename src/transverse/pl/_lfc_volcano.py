@@ -68,8 +68,12 @@ def lfc_volcano(
 
     Examples
     --------
-    >>> lfc = model.get_cross_species_lfc()  # doctest: +SKIP
-    >>> axes = tv.pl.lfc_volcano(lfc, ["B cell", "T cell"])  # doctest: +SKIP
+    With ``model`` of the example of :class:`~transverse.ScSpecies`:
+
+    >>> lfc = model.get_cross_species_lfc()
+    >>> axes = tv.pl.lfc_volcano(lfc, ["T1a", "T2a"])
+    >>> len(axes)
+    2
     """
     check_table(table, ["group", "target_gene", "lfc", "probability"])
     groups = choose(groups, in_order(table["group"]), "groups")

@@ -104,15 +104,21 @@ def prediction_scatter(
 
     Examples
     --------
-    >>> pred = model.predict("TGFBR2", context="T98G")  # doctest: +SKIP
-    >>> axes = tv.pl.prediction_scatter(test, pred, test_controls)  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(n_contexts=2, n_perturbations=3, n_genes=30, n_cells_per_condition=20)
+    >>> tv.pp.split_responses(adata, holdout=[("P01", "C2")], valid_size=0)
+    >>> train, test = adata[adata.obs["split"] == "train"], adata[adata.obs["split"] == "test"]
+    >>> is_control = test.obs["perturbation"] == "control"
+    >>> pred = tv.baselines.MeanShift().fit(train).predict("P01", context="C2")
+    >>> axes = tv.pl.prediction_scatter(test[~is_control], pred, test[is_control], n_top=10)
 
-    Predictions of bulk samples of a species, the drug for the perturbation and the organ for the context:
+    Predictions of bulk samples of a species, the drug for the perturbation and the organ for the context, with ``model`` and
+    ``data`` of the example of :class:`~transverse.UGE`:
 
-    >>> pred = model.predict("rat", "liver", "drug A")  # doctest: +SKIP
-    >>> keys = {"perturbation_key": "drug", "context_key": "organ"}  # doctest: +SKIP
-    >>> axes = tv.pl.prediction_scatter(  # doctest: +SKIP
-    ...     rat[rat.obs["drug"] != "control"], pred, test_controls, scores=["r2", "squared_pearson"], **keys
+    >>> pred, rat = model.predict("rat", "brain", "drug A"), data["rat"]
+    >>> keys = {"perturbation_key": "drug", "context_key": "organ"}
+    >>> axes = tv.pl.prediction_scatter(
+    ...     rat[rat.obs["drug"] != "control"], pred, scores=["r2", "squared_pearson"], **keys
     ... )
     """
     of = ("expression" if control is None else "change") if of is None else of

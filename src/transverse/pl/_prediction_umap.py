@@ -95,8 +95,13 @@ def prediction_umap(
 
     Examples
     --------
-    >>> pred = model.predict("TGFBR2", context="T98G")  # doctest: +SKIP
-    >>> axes = tv.pl.prediction_umap(test, pred, test_controls)  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(n_contexts=2, n_perturbations=3, n_genes=30, n_cells_per_condition=20)
+    >>> tv.pp.split_responses(adata, holdout=[("P01", "C2")], valid_size=0)
+    >>> train, test = adata[adata.obs["split"] == "train"], adata[adata.obs["split"] == "test"]
+    >>> is_control = test.obs["perturbation"] == "control"
+    >>> pred = tv.baselines.MeanShift().fit(train).predict("P01", context="C2")
+    >>> axes = tv.pl.prediction_umap(test[~is_control], pred, test[is_control])
     """
     numbers = {
         "n_comps": (n_comps, 1),

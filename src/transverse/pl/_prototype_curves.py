@@ -63,7 +63,11 @@ def prototype_curves(
 
     Examples
     --------
-    >>> axes = tv.pl.prototype_curves(curves, ["B cell", "T cell"])  # doctest: +SKIP
+    With ``tracker`` of the example of :class:`~transverse.scspecies.PrototypeTracker`:
+
+    >>> axes = tv.pl.prototype_curves(tracker.table, ["T1a", "T2a"])
+    >>> len(axes)
+    2
     """
     check_table(table, ["step", "target_type", "context_type", "negative_log_likelihood"])
     target_types = choose(target_types, in_order(table["target_type"]), "target_types")

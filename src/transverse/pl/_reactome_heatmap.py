@@ -96,11 +96,14 @@ def reactome_heatmap(
 
     Examples
     --------
-    >>> r = tv.tl.reactome(adata)  # doctest: +SKIP
-    >>> axes = tv.pl.reactome_heatmap(r)  # doctest: +SKIP
-    >>> table = tv.tl.gene_map(r, "mouse", "rat", n_top=1)  # doctest: +SKIP
-    >>> best = table[table["is_mutual_best"]].nsmallest(30, "p_value")  # doctest: +SKIP
-    >>> axes = tv.pl.reactome_heatmap(r, {"mouse": best["source"], "rat": best["target"]})  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> r = tv.tl.reactome(tv.datasets.simulate_reactomes(n_genes=50, n_animals=3), layer="counts")
+    >>> axes = tv.pl.reactome_heatmap(r)
+    >>> table = tv.tl.gene_map(r, "mouse", "rat", n_top=1, n_permutations=20)
+    >>> best = table[table["is_mutual_best"]].nsmallest(10, "p_value")
+    >>> axes = tv.pl.reactome_heatmap(r, {"mouse": best["source"], "rat": best["target"]})
+    >>> len(axes)
+    2
     """
     _check(reactome, n_genes, groupby, layer, vmax)
     other = "drug" if groupby == "organ" else "organ"

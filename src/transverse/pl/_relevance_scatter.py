@@ -66,8 +66,12 @@ def relevance_scatter(
 
     Examples
     --------
-    >>> relevance = model.get_gene_relevance(groupby="cell_type", context_adata=mouse)  # doctest: +SKIP
-    >>> axes = tv.pl.relevance_scatter(relevance)  # doctest: +SKIP
+    With ``model`` and ``mouse`` of the example of :class:`~transverse.ScSpecies`:
+
+    >>> relevance = model.get_gene_relevance(groupby="cell_type", context_adata=mouse)
+    >>> axes = tv.pl.relevance_scatter(relevance)
+    >>> len(axes)
+    4
     """
     check_table(table, ["species", "group", "gene", "ortholog", value, "absolute_relevance", "expression"])
     species = {name: table[table["species"] == name] for name in ("context", "target")}

@@ -89,8 +89,13 @@ def score_boxplot(
 
     Examples
     --------
-    >>> tables = {"mine": scores, "mean shift": baseline_scores, "ceiling": ceiling}  # doctest: +SKIP
-    >>> axes = tv.pl.score_boxplot(tables, ["pearson", "r2"], genes=["all", "top 50"])  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(n_contexts=2, n_perturbations=3, n_genes=30, n_cells_per_condition=20)
+    >>> tv.pp.split_responses(adata, valid_size=0)
+    >>> _, scores = tv.benchmark(adata, {"mine": tv.baselines.PCRidge(n_components=2)}, n_top=10, return_scores=True)
+    >>> axes = tv.pl.score_boxplot(scores, ["pearson", "r2"], genes=["all", "top 10"])
+    >>> len(axes)
+    4
     """
     table = _joined(scores)
     over = [over] if isinstance(over, str) else list(over or [])

@@ -83,8 +83,14 @@ def signature_scatter(
 
     Examples
     --------
-    >>> pred = model.predict(sources, target="MCF7")  # doctest: +SKIP
-    >>> axes = tv.pl.signature_scatter(test, pred, perturbation=["vorinostat", "sirolimus"])  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> sig = tv.datasets.simulate_signatures(n_drugs=20, n_genes=30, n_mechanisms=5)
+    >>> is_test, is_target = sig.obs["perturbation"].isin(["D0001", "D0002"]), sig.obs["cell_type"] == "C2"
+    >>> train, truth, sources = sig[~is_test], sig[is_test & is_target], sig[is_test & ~is_target]
+    >>> pred = tv.baselines.RidgeSignature().fit(train).predict(sources, target="C2")
+    >>> axes = tv.pl.signature_scatter(truth, pred, perturbation=["D0001", "D0002"])
+    >>> len(axes)
+    2
     """
     if not isinstance(n_names, Integral) or isinstance(n_names, bool) or n_names < 0:
         raise ValueError(f"n_names={n_names!r} must be a whole number of at least 0.")

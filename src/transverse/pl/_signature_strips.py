@@ -103,8 +103,13 @@ def signature_strips(
 
     Examples
     --------
-    >>> copy = tv.baselines.CopySource().fit(train).predict(sources, target="MCF7")  # doctest: +SKIP
-    >>> axes = tv.pl.signature_strips(test, pred, copy, perturbation="pentobarbital")  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> sig = tv.datasets.simulate_signatures(n_drugs=20, n_genes=30, n_mechanisms=5)
+    >>> is_test, is_target = sig.obs["perturbation"].isin(["D0001", "D0002"]), sig.obs["cell_type"] == "C2"
+    >>> train, truth, sources = sig[~is_test], sig[is_test & is_target], sig[is_test & ~is_target]
+    >>> pred = tv.baselines.RidgeSignature().fit(train).predict(sources, target="C2")
+    >>> copy = tv.baselines.CopySource().fit(train).predict(sources, target="C2")
+    >>> axes = tv.pl.signature_strips(truth, pred, copy, perturbation="D0001")
     """
     if genes is not None and n_genes is not None:
         raise ValueError("Give genes or n_genes, not both.")

@@ -52,7 +52,10 @@ def similarity_heatmap(
 
     Examples
     --------
-    >>> ax = tv.pl.similarity_heatmap(similarity)  # doctest: +SKIP
+    With ``model`` of the example of :class:`~transverse.ScSpecies`:
+
+    >>> similarity = model.get_cell_type_similarity(groupby="cell_type", scale="max")
+    >>> ax = tv.pl.similarity_heatmap(similarity)
     """
     check_table(matrix, [], "matrix")
     try:

@@ -75,13 +75,17 @@ def species_umap(
 
     Examples
     --------
-    >>> axes = tv.pl.species_umap({"mouse": mouse, "human": human}, color="cell_type")  # doctest: +SKIP
+    With ``mouse`` and ``human`` of the example of :class:`~transverse.ScSpecies`:
 
-    Samples of a stack, those of each species by their organ, and all in one panel by their species:
+    >>> axes = tv.pl.species_umap({"mouse": mouse, "human": human}, color="cell_type")
 
-    >>> adata.obsm["X_UGE"] = model.get_latent_representation()  # doctest: +SKIP
-    >>> axes = tv.pl.species_umap(adata, "organ", use_rep="X_UGE")  # doctest: +SKIP
-    >>> axes = tv.pl.species_umap(adata, "species", use_rep="X_UGE", species_key=None)  # doctest: +SKIP
+    Samples of a stack, ``adata`` of the example of :class:`~transverse.UGE`: those of each species by their organ, and all in one
+    panel by their species:
+
+    >>> axes = tv.pl.species_umap(adata, "organ", use_rep="X_UGE")
+    >>> axes = tv.pl.species_umap(adata, "species", use_rep="X_UGE", species_key=None)
+    >>> len(axes)
+    1
     """
     titles = True
     if isinstance(adatas, AnnData):

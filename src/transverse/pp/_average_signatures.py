@@ -52,6 +52,16 @@ def average_signatures(
         If ``adata`` is not an AnnData.
     ValueError
         If values or columns are missing or infinite, names of genes repeat, or there is no signature or gene.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> sig = tv.datasets.simulate_signatures(n_drugs=5, n_cell_types=2, n_genes=30, n_mechanisms=2, n_replicates=3)
+    >>> average = tv.pp.average_signatures(sig)
+    >>> sig.shape, average.shape
+    ((30, 30), (10, 30))
+    >>> average.obs["n_averaged"].unique().tolist()
+    [3]
     """
     if not isinstance(adata, AnnData):
         raise TypeError(f"adata must be an AnnData, but got {type(adata).__name__}.")

@@ -72,10 +72,16 @@ def leave_out(
 
     Examples
     --------
-    >>> for name, holdout in tv.pp.leave_out(adata, by="context").items():  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(
+    ...     n_contexts=2, n_perturbations=2, n_doubles=1, n_genes=30, n_cells_per_condition=20
+    ... )
+    >>> for name, holdout in tv.pp.leave_out(adata, by="context").items():
     ...     tv.pp.split_responses(adata, holdout=holdout, key_added=f"split_{name}")
-    >>> for name, holdout in tv.pp.leave_out(adata, by="combination").items():  # doctest: +SKIP
-    ...     tv.pp.split_responses(adata, by="combination", holdout=holdout, key_added=f"split_{name}")
+    >>> for name, holdout in tv.pp.leave_out(adata, by="combination").items():
+    ...     tv.pp.split_responses(adata, by="combination", holdout=holdout, valid_size=0, key_added=f"split_{name}")
+    >>> [key for key in adata.obs if key.startswith("split")]
+    ['split_C1', 'split_C2', 'split_P01+P02']
     """
     check_by(by, context_key)
     check_choices(by, "refuse", animal_key, context_key)

@@ -22,6 +22,15 @@ class OrthologMatch:
 
     A *group* is one shared feature: a pair of genes under the policies ``"one2one"`` and ``"best"``, one or more genes
     of each side under ``"sum"``. Printing the object shows :meth:`report`.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> mouse, human = ["Cd3e", "Lyz1", "Lyz2", "Xist"], ["CD3E", "LYZ", "TRAC"]
+    >>> table = {"Cd3e": "CD3E", "Lyz1": "LYZ", "Lyz2": "LYZ"}
+    >>> match = tv.pp.match_orthologs(mouse, human, table, policy="best")
+    >>> match.pairs["context"].tolist(), match.pairs["target"].tolist()
+    (['Cd3e', 'Lyz1'], ['CD3E', 'LYZ'])
     """
 
     pairs: pd.DataFrame
@@ -44,40 +53,88 @@ class OrthologMatch:
 
     @property
     def n_groups(self) -> int:
-        """Number of shared features."""
+        """Number of shared features.
+
+        Examples
+        --------
+        >>> match.n_groups
+        2
+        """
         return int(self.pairs["group"].max()) + 1 if len(self.pairs) else 0
 
     @property
     def n_dropped_pairs(self) -> int:
-        """Number of pairs with both genes measured that the policy left out."""
+        """Number of pairs with both genes measured that the policy left out.
+
+        Examples
+        --------
+        >>> match.n_dropped_pairs
+        1
+        """
         return self.n_measured_pairs - len(self.pairs)
 
     @property
     def unmatched_context(self) -> pd.Index:
-        """Genes of the context data set that are in no group, in their order."""
+        """Genes of the context data set that are in no group, in their order.
+
+        Examples
+        --------
+        >>> match.unmatched_context.tolist()
+        ['Lyz2', 'Xist']
+        """
         return self.context_genes.delete(self.pairs["context_index"].unique())
 
     @property
     def unmatched_target(self) -> pd.Index:
-        """Genes of the target data set that are in no group, in their order."""
+        """Genes of the target data set that are in no group, in their order.
+
+        Examples
+        --------
+        >>> match.unmatched_target.tolist()
+        ['TRAC']
+        """
         return self.target_genes.delete(self.pairs["target_index"].unique())
 
     @property
     def context_share(self) -> float:
-        """Share of the context's genes that are in a group."""
+        """Share of the context's genes that are in a group.
+
+        Examples
+        --------
+        >>> match.context_share
+        0.5
+        """
         return 1 - len(self.unmatched_context) / len(self.context_genes)
 
     @property
     def target_share(self) -> float:
-        """Share of the target's genes that are in a group."""
+        """Share of the target's genes that are in a group.
+
+        Examples
+        --------
+        >>> round(match.target_share, 2)
+        0.67
+        """
         return 1 - len(self.unmatched_target) / len(self.target_genes)
 
     def context_matrix(self) -> csr_matrix:
-        """0/1 matrix (context genes x groups, float32): ``X_context @ matrix`` holds each group's summed counts."""
+        """0/1 matrix (context genes x groups, float32): ``X_context @ matrix`` holds each group's summed counts.
+
+        Examples
+        --------
+        >>> match.context_matrix().toarray().astype(int).tolist()
+        [[1, 0], [0, 1], [0, 0], [0, 0]]
+        """
         return self._matrix("context_index", len(self.context_genes))
 
     def target_matrix(self) -> csr_matrix:
-        """0/1 matrix (target genes x groups, float32): ``X_target @ matrix`` holds each group's summed counts."""
+        """0/1 matrix (target genes x groups, float32): ``X_target @ matrix`` holds each group's summed counts.
+
+        Examples
+        --------
+        >>> match.target_matrix().toarray().astype(int).tolist()
+        [[1, 0], [0, 1], [0, 0]]
+        """
         return self._matrix("target_index", len(self.target_genes))
 
     def _matrix(self, column: str, n_genes: int) -> csr_matrix:
@@ -87,7 +144,16 @@ class OrthologMatch:
         return csr_matrix((ones, (entries[column], entries["group"])), shape=(n_genes, self.n_groups))
 
     def report(self) -> str:
-        """Say in a few lines what was matched and what was not."""
+        """Say in a few lines what was matched and what was not.
+
+        Examples
+        --------
+        >>> print(match.report())
+        OrthologMatch by table, policy 'best': 2 shared features
+          table pairs: 3; both genes measured: 3; dropped by the policy: 1
+          context genes matched: 2 of 4 (50.0%); unmatched: Lyz2, Xist
+          target genes matched: 2 of 3 (66.7%); unmatched: TRAC
+        """
         what = "table pairs" if self.source == "table" else "candidate pairs"
         lines = [
             f"OrthologMatch by {self.source}, policy {self.policy!r}: {self.n_groups:,} shared features",

@@ -75,6 +75,7 @@ def match_orthologs(
 
     Examples
     --------
+    >>> import transverse as tv
     >>> match = tv.pp.match_orthologs(["Cd3e", "Lyz1", "Lyz2"], ["CD3E", "LYZ"], {"Cd3e": "CD3E", "Lyz2": "LYZ"})
     >>> match.n_groups
     2

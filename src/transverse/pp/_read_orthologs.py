@@ -65,7 +65,7 @@ def read_orthologs(
     target_species: str | int | None = None,
     gene_id: GeneId = "symbol",
 ) -> pd.DataFrame:
-    """Read an orthologue table.
+    r"""Read an orthologue table.
 
     The format is recognised by its columns, the separator (tab or comma) by the first line, and gzip by its content.
 
@@ -107,7 +107,17 @@ def read_orthologs(
 
     Examples
     --------
+    A file as HCOP has it:
+
+    >>> import pandas as pd
+    >>> import transverse as tv
+    >>> hcop = pd.DataFrame(
+    ...     {"human_symbol": ["CD3E", "LYZ"], "mouse_symbol": ["Cd3e", "Lyz2"], "support": ["Ensembl,HGNC", "Ensembl"]}
+    ... )
+    >>> hcop.to_csv("human_mouse_hcop.txt.gz", sep="\t", index=False)
     >>> table = tv.pp.read_orthologs("human_mouse_hcop.txt.gz", context_species="mouse", target_species="human")
+    >>> table.to_numpy().tolist()
+    [['Cd3e', 'CD3E', 2.0], ['Lyz2', 'LYZ', 1.0]]
     """
     if gene_id not in get_args(GeneId):
         raise ValueError(f"gene_id must be one of {', '.join(get_args(GeneId))}, but got {gene_id!r}.")

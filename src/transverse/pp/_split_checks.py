@@ -84,8 +84,14 @@ def check_split(
 
     Examples
     --------
-    >>> tv.pp.split_responses(adata, by="context", holdout=["K562"])  # doctest: +SKIP
-    >>> tv.pp.check_split(adata, by="context")  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(
+    ...     n_contexts=2, n_perturbations=2, n_doubles=1, n_genes=30, n_cells_per_condition=20
+    ... )
+    >>> tv.pp.split_responses(adata, by="context", holdout=["C2"], valid_size=0)
+    >>> table = tv.pp.check_split(adata, by="context")
+    >>> table[table["split"] == "test"][["perturbation", "context", "n_cells"]].to_numpy().tolist()
+    [['P01', 'C2', 20], ['P01+P02', 'C2', 20], ['P02', 'C2', 20], ['control', 'C2', 75]]
     """
     check_choices(by, identical_cells, animal_key, context_key)
     keys = {"perturbation_key": perturbation_key, "control": control, "context_key": context_key}

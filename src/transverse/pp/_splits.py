@@ -134,10 +134,16 @@ def split_responses(
 
     Examples
     --------
-    >>> tv.pp.split_responses(adata)  # doctest: +SKIP
-    >>> tv.pp.split_responses(adata, holdout=[("TGFBR2", "T98G"), ("MAPK1", "K562")], valid_size=0)  # doctest: +SKIP
-    >>> tv.pp.split_responses(adata, by="combination", holdout=["MAPK1+TGFBR2"])  # doctest: +SKIP
-    >>> train = adata[adata.obs["split"] == "train"]  # doctest: +SKIP
+    >>> import transverse as tv
+    >>> adata = tv.datasets.simulate_responses(
+    ...     n_contexts=2, n_perturbations=2, n_doubles=1, n_genes=30, n_cells_per_condition=20
+    ... )
+    >>> tv.pp.split_responses(adata)
+    >>> tv.pp.split_responses(adata, by="combination", holdout=["P01+P02"], valid_size=0)
+    >>> tv.pp.split_responses(adata, holdout=[("P01", "C2"), ("P02", "C1")], valid_size=0)
+    >>> train = adata[adata.obs["split"] == "train"]
+    >>> sorted(train.obs["perturbation"][train.obs["cell_type"] == "C2"].unique())
+    ['P01+P02', 'P02', 'control']
     """
     check_by(by, context_key)
     check_choices(by, identical_cells, animal_key, context_key)

@@ -99,6 +99,13 @@ class ComparisonMixin:
             If a group, or the column, is unknown.
         ValueError
             If the two species have no group in common, or an argument is out of its range.
+
+        Examples
+        --------
+        >>> lfc = model.get_cross_species_lfc(groupby="cell_type", groups=["T1a"], n_samples=500)
+        >>> lfc.columns[:5].tolist()
+        ['group', 'context_gene', 'target_gene', 'lfc', 'probability']
+        >>> changed = lfc[(lfc["lfc"].abs() > 1) & (lfc["probability"] > 0.9)]
         """
         self._check_if_trained(warn=False)
         if mode not in ("own", "context", "target", "both"):
@@ -184,6 +191,12 @@ class ComparisonMixin:
         Returns
         -------
         Target groups in rows, the context's types in columns; higher is more similar.
+
+        Examples
+        --------
+        >>> similarity = model.get_cell_type_similarity(groupby="cell_type", scale="max")
+        >>> similarity.columns.tolist()
+        ['T1a', 'T1b', 'T2a', 'T2b']
         """
         self._check_if_trained(warn=False)
         if scale not in ("none", "max", "min_max"):

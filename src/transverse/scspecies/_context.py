@@ -66,6 +66,14 @@ def make_context(
     Returns
     -------
     An untrained model.
+
+    Examples
+    --------
+    >>> scvi.model.SCVI.setup_anndata(mouse, batch_key="batch")
+    >>> context = tv.ScSpecies.make_context(mouse, n_latent=8)
+    >>> context.train(max_epochs=2)
+    >>> context.get_latent_representation().shape
+    (150, 8)
     """
     defaults: dict[str, Any] = {
         "encode_covariates": True,

@@ -72,6 +72,13 @@ class ExpressionMixin(RNASeqMixin):
             If a gene or a batch is unknown.
         ValueError
             If a species is neither ``"context"`` nor ``"target"``, or an argument does not fit the species.
+
+        Examples
+        --------
+        >>> model.get_normalized_expression(library_size=1e4).shape
+        (150, 280)
+        >>> model.get_normalized_expression(transform_to="context", gene_list=mouse.var_names[:5]).shape
+        (150, 5)
         """
         self._check_if_trained(warn=False)
         for name, value in (("transform_to", transform_to), ("source", source)):
@@ -137,6 +144,12 @@ class ExpressionMixin(RNASeqMixin):
         -------
         ``"context"`` and ``"target"``: counts as CSR float32 on all genes of the species, ``.obs`` with the ``group`` and a
         ``batch`` drawn at random, ``.obsm["X_scSpecies"]`` with the latent states, which both share.
+
+        Examples
+        --------
+        >>> cells = model.sample_homologous(n_samples=20, groupby="cell_type", groups=["T1a", "T2a"])
+        >>> {name: sample.n_obs for name, sample in cells.items()}
+        {'context': 40, 'target': 40}
         """
         self._check_if_trained(warn=False)
         if source not in ("context", "target"):

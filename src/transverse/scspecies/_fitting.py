@@ -66,6 +66,13 @@ class FittingMixin:
             weights, and the optimiser's settings.
         **trainer_kwargs
             Keyword arguments of :class:`scvi.train.Trainer`.
+
+        Examples
+        --------
+        >>> model = tv.ScSpecies.from_scvi_model(context, human, human.uns["orthologs"], labels_key="cell_type")
+        >>> model.train(max_epochs=2, agreement_quantile=0.5)
+        >>> len(model.history["train_loss"])
+        2
         """
         if self.adata is None or self.adata.obs_names.tolist() != self.cell_names_:
             raise ValueError(

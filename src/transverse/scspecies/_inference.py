@@ -67,6 +67,13 @@ class InferenceMixin(VAEMixin):
         Returns
         -------
         Array of shape ``(n_cells, n_latent)``, in the space of :meth:`get_context_representation`.
+
+        Examples
+        --------
+        >>> model.get_latent_representation().shape
+        (150, 10)
+        >>> model.get_latent_representation(indices=[0, 1], give_mean=False).shape  # a sample
+        (2, 10)
         """
         self._check_if_trained(warn=False)
         return super().get_latent_representation(adata, indices, batch_size=batch_size, **kwargs)
@@ -77,6 +84,11 @@ class InferenceMixin(VAEMixin):
         Returns
         -------
         Array of shape ``(n_context_cells, n_latent)``, in the order of the context's AnnData.
+
+        Examples
+        --------
+        >>> model.get_context_representation().shape
+        (150, 10)
         """
         return self.module.context_mean.cpu().numpy().copy()
 
@@ -100,6 +112,13 @@ class InferenceMixin(VAEMixin):
         Returns
         -------
         Array of shape ``(n_cells, n_hidden)``.
+
+        Examples
+        --------
+        >>> model.get_intermediate_representation().shape
+        (150, 256)
+        >>> model.get_intermediate_representation(context=True).shape
+        (150, 256)
         """
         if context:
             return self.module.context_intermediate.cpu().numpy().copy()
@@ -119,6 +138,11 @@ class InferenceMixin(VAEMixin):
         Returns
         -------
         One row per target cell: ``label``, and ``agreement``, the share of the neighbours with it (equation 14).
+
+        Examples
+        --------
+        >>> model.get_data_level_labels().columns.tolist()
+        ['label', 'agreement']
         """
         labels = self._labels(labels_key)
         codes, agreement = vote(labels["codes"][self.neighbors_], len(labels["categories"]))
@@ -194,6 +218,12 @@ class InferenceMixin(VAEMixin):
             If the model is not trained.
         KeyError
             If the context has no such labels.
+
+        Examples
+        --------
+        >>> labels = model.transfer_labels(unknown_threshold="auto", key_added="scSpecies")
+        >>> [key for key in human.obs if key.startswith("scSpecies")][:3]
+        ['scSpecies', 'scSpecies_confidence', 'scSpecies_novelty']
         """
         self._check_if_trained(warn=False)
         if vote not in ("combined", "likelihood", "latent"):
@@ -244,6 +274,12 @@ class InferenceMixin(VAEMixin):
         ------
         KeyError
             If the cell is not in the data.
+
+        Examples
+        --------
+        >>> found = model.query_cell(human.obs_names[0])
+        >>> found.columns.tolist()
+        ['log_likelihood_ratio', 'latent_distance', 'cell_type']
         """
         self._check_if_trained(warn=False)
         data = self._validate_anndata(adata)

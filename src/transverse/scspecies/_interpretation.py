@@ -79,6 +79,13 @@ class InterpretationMixin:
         ------
         ValueError
             If the context's data are not the ones that the context model was trained on, or an argument is out of range.
+
+        Examples
+        --------
+        >>> relevance = model.get_gene_relevance(groupby="cell_type", context_adata=mouse, n_cells=20)
+        >>> top = relevance[relevance["rank"] <= 5]
+        >>> sorted(top["species"].unique())
+        ['context', 'target']
         """
         self._check_if_trained(warn=False)
         if n_cells < 1:
@@ -175,6 +182,12 @@ class InterpretationMixin:
         -------
         One row per species, layer and column: ``species``, ``layer`` (``"data"``: log-normalised counts, ``"hidden 1"`` and
         on, ``"latent"``), ``groupby``, ``davies_bouldin``. Columns with fewer than two groups are left out.
+
+        Examples
+        --------
+        >>> table = model.get_davies_bouldin(context_adata=mouse)
+        >>> table["layer"].unique().tolist()
+        ['data', 'hidden 1', 'hidden 2', 'latent']
         """
         self._check_if_trained(warn=False)
         data = self._validate_anndata(adata)

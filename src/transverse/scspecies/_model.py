@@ -77,18 +77,23 @@ class ScSpecies(FittingMixin, ExpressionMixin, ComparisonMixin, InterpretationMi
 
     Examples
     --------
-    >>> import scvi, transverse as tv
-    >>> data = tv.datasets.simulate_species("tiny")
+    With few epochs, to be quick; by default there are as many as the data need:
+
+    >>> import scvi
+    >>> import transverse as tv
+    >>> data = tv.datasets.simulate_species("tiny", n_cells=150)
     >>> mouse, human = data["mouse"], data["human"]
     >>> scvi.model.SCVI.setup_anndata(mouse, batch_key="batch")
     >>> context = tv.ScSpecies.make_context(mouse)
-    >>> context.train(max_epochs=20)
+    >>> context.train(max_epochs=5)
     >>> tv.ScSpecies.setup_anndata(human, batch_key="batch")
     >>> model = tv.ScSpecies.from_scvi_model(context, human, human.uns["orthologs"], labels_key="cell_type")
-    >>> model.train(max_epochs=20)
+    >>> model.train(max_epochs=5)
     >>> human.obsm["X_scSpecies"] = model.get_latent_representation()
     >>> mouse.obsm["X_scSpecies"] = model.get_context_representation()
     >>> labels = model.transfer_labels()
+    >>> labels.columns[:3].tolist()
+    ['label', 'confidence', 'novelty']
 
     Notes
     -----
@@ -188,6 +193,10 @@ class ScSpecies(FittingMixin, ExpressionMixin, ComparisonMixin, InterpretationMi
             If a key is not in ``adata``.
         ValueError
             If gene names repeat, the matrix does not hold raw counts, cells have no counts, or covariates are missing.
+
+        Examples
+        --------
+        >>> tv.ScSpecies.setup_anndata(human, batch_key="batch")
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         categorical, continuous = categorical_covariate_keys or [], continuous_covariate_keys or []
@@ -267,6 +276,15 @@ class ScSpecies(FittingMixin, ExpressionMixin, ComparisonMixin, InterpretationMi
         ValueError
             If the context model does not fit (the message says why), no genes are shared, or there are fewer context
             cells than ``n_neighbors``.
+
+        Examples
+        --------
+        >>> tv.ScSpecies.setup_anndata(human, batch_key="batch")
+        >>> model = tv.ScSpecies.from_scvi_model(
+        ...     context, human, human.uns["orthologs"], labels_key=["cell_type", "sibling_pair"], n_neighbors=10
+        ... )
+        >>> model.get_data_level_labels("sibling_pair")["label"].cat.categories.tolist()
+        ['T1', 'T2']
         """
         check_context_model(context_model, n_outer_layers)
         keys = resolve_labels_keys(context_model, labels_key)
@@ -336,8 +354,11 @@ class ScSpecies(FittingMixin, ExpressionMixin, ComparisonMixin, InterpretationMi
 
         Examples
         --------
-        >>> builder = tv.ScSpecies.builder("context", orthologs=table, labels_key="cell_type")  # doctest: +SKIP
-        >>> builder.setup_anndata(human, batch_key="batch")  # doctest: +SKIP
+        >>> context.save("context", save_anndata=True)
+        >>> orthologs = human.uns["orthologs"]
+        >>> builder = tv.ScSpecies.builder("context", orthologs=orthologs, labels_key="cell_type")
+        >>> builder.setup_anndata(human, batch_key="batch")
+        >>> model = builder(human, n_neighbors=10)
         >>> scvi.autotune.run_autotune(builder, human, ...)  # doctest: +SKIP
         """
         return ScSpeciesBuilder(cls, check_context_dir(context_dir, context_adata), context_adata, kwargs)

@@ -39,9 +39,12 @@ class PrototypeTracker(Callback):
 
     Examples
     --------
-    >>> tracker = PrototypeTracker(model, mouse)  # doctest: +SKIP
-    >>> model.train(callbacks=[tracker])  # doctest: +SKIP
-    >>> tv.pl.prototype_curves(tracker.table)  # doctest: +SKIP
+    With ``context``, ``mouse`` and ``human`` of the example of :class:`~transverse.ScSpecies`:
+
+    >>> model = tv.ScSpecies.from_scvi_model(context, human, human.uns["orthologs"], labels_key="cell_type")
+    >>> tracker = tv.scspecies.PrototypeTracker(model, mouse)
+    >>> model.train(max_epochs=2, callbacks=[tracker])
+    >>> axes = tv.pl.prototype_curves(tracker.table)
     """
 
     def __init__(
@@ -95,7 +98,13 @@ class PrototypeTracker(Callback):
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per step, target type and context type, with the ``negative_log_likelihood`` in nats."""
+        """One row per step, target type and context type, with the ``negative_log_likelihood`` in nats.
+
+        Examples
+        --------
+        >>> tracker.table.columns.tolist()
+        ['step', 'target_type', 'context_type', 'negative_log_likelihood']
+        """
         n = len(self.target_types) * len(self.context_types)
         return pd.DataFrame(
             {

@@ -32,6 +32,22 @@ class SpeciesAlignment:
         Its model.
     models
         Names of the target species and their models, all in the latent space of the context.
+
+    Examples
+    --------
+    >>> import transverse as tv
+    >>> data = tv.datasets.simulate_species("tiny", n_cells=150)
+    >>> alignment = tv.tl.align_species(
+    ...     data,
+    ...     context="mouse",
+    ...     labels_key="cell_type",
+    ...     orthologs=data["human"].uns["orthologs"],
+    ...     batch_key="batch",
+    ...     context_train_kwargs={"max_epochs": 3},  # by default as many as the data need
+    ...     train_kwargs={"max_epochs": 3},
+    ... )
+    >>> alignment.context, list(alignment.models)
+    ('mouse', ['human'])
     """
 
     context: str
@@ -51,6 +67,14 @@ class SpeciesAlignment:
         Returns
         -------
         All cells without genes; ``.obs`` has ``species``, the labels and, for targets, their ``confidence`` and ``novelty``.
+
+        Examples
+        --------
+        >>> joint = alignment.joint()
+        >>> joint.obsm["X_scSpecies"].shape
+        (300, 10)
+        >>> joint.obs["species"].value_counts().to_dict()
+        {'mouse': 150, 'human': 150}
         """
         first = next(iter(self.models.values()))
         labels = first._labels(None)
@@ -82,6 +106,11 @@ class SpeciesAlignment:
         ------
         FileExistsError
             If the folder is there already and ``overwrite`` is off.
+
+        Examples
+        --------
+        >>> alignment.save("alignment", save_anndata=True)
+        >>> alignment.save("alignment", overwrite=True)  # without the data, which then go to the call of load
         """
         folder = Path(dir_path)
         if folder.exists() and not overwrite:
@@ -116,6 +145,13 @@ class SpeciesAlignment:
             If the folder holds no complete alignment.
         KeyError
             If ``mdata`` lacks one of the species.
+
+        Examples
+        --------
+        >>> alignment.save("alignment", save_anndata=True)
+        >>> again = tv.tl.SpeciesAlignment.load("alignment")
+        >>> list(again.models)
+        ['human']
         """
         folder = Path(dir_path)
         if not (folder / _MANIFEST).is_file():
@@ -194,11 +230,22 @@ def align_species(
 
     Examples
     --------
-    >>> alignment = tv.tl.align_species(mdata, context="mouse", labels_key="cell_type")  # doctest: +SKIP
-    >>> joint = alignment.joint()  # doctest: +SKIP
-    >>> sc.pp.neighbors(joint, use_rep="X_scSpecies")  # doctest: +SKIP
-    >>> sc.tl.umap(joint)  # doctest: +SKIP
-    >>> sc.pl.umap(joint, color=["species", "scSpecies_label"])  # doctest: +SKIP
+    >>> import scanpy as sc
+    >>> import transverse as tv
+    >>> data = tv.datasets.simulate_species("tiny", n_cells=150)
+    >>> alignment = tv.tl.align_species(
+    ...     data,
+    ...     context="mouse",
+    ...     labels_key="cell_type",
+    ...     orthologs=data["human"].uns["orthologs"],
+    ...     batch_key="batch",
+    ...     context_train_kwargs={"max_epochs": 3},  # by default as many as the data need
+    ...     train_kwargs={"max_epochs": 3},
+    ... )
+    >>> joint = alignment.joint()
+    >>> sc.pp.neighbors(joint, use_rep="X_scSpecies")
+    >>> sc.tl.umap(joint)
+    >>> axes = sc.pl.umap(joint, color=["species", "scSpecies_label"], show=False)
     """
     data = _modalities(mdata)
     if context not in data:

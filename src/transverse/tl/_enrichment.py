@@ -62,9 +62,9 @@ def enrichment(
     --------
     >>> import transverse as tv
     >>> background = [f"G{i}" for i in range(100)]
-    >>> tv.tl.enrichment(["G1", "G2", "G50"], {"first ten": background[:10]}, background)["overlap"]
-    first ten    2
-    Name: overlap, dtype: int64
+    >>> table = tv.tl.enrichment(["G1", "G2", "G50"], {"first ten": background[:10]}, background)
+    >>> table["overlap"].to_dict()
+    {'first ten': 2}
     """
     for argument, value in {"genes": genes, "gene_sets": gene_sets, "background": background}.items():
         _refuse_string(argument, value)

@@ -83,6 +83,13 @@ class ArithmeticMixin:
             If species, organ or drug are unknown.
         ValueError
             If there are no control samples to start from, nothing to carry over, or the condition was trained on.
+
+        Examples
+        --------
+        >>> pred = model.predict("rat", "brain", "drug A")
+        >>> pred.uns["prediction"]["leak"]
+        'none'
+        >>> pred = model.predict("rat", "brain", "drug A", via="A", source="mouse")
         """
         self._check_if_trained(warn=False)
         if via not in _WAYS:

@@ -66,6 +66,12 @@ class ExperimentMixin:
             If the model has no drugs, or an argument is out of range.
         KeyError
             If a species is unknown.
+
+        Examples
+        --------
+        >>> table = model.suggest_experiments(n=1, species="rat")
+        >>> table[["species", "organ", "drug"]].to_numpy().tolist()
+        [['rat', 'brain', 'drug A']]
         """
         self._check_if_trained(warn=False)
         if len(self.drugs_) < 2:

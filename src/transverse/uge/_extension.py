@@ -89,6 +89,17 @@ class ExtensionMixin:
         ValueError
             If the reference is not trained, a gene is of another species than in the reference, genes are missing, or values
             are not log-normalised.
+
+        Examples
+        --------
+        Samples of a new drug, here those of a known one under another name:
+
+        >>> new = adata[adata.obs["drug"].isin(["control", "drug B"])].copy()
+        >>> new.obs["drug"] = new.obs["drug"].astype(str).replace("drug B", "drug C")
+        >>> extended = tv.UGE.load_query_data(new, model)
+        >>> extended.train(max_epochs=1, stages=["genes"])
+        >>> extended.predict_reactome("rat").var["drug"].unique().tolist()
+        ['drug A', 'drug B', 'drug C']
         """
         if isinstance(reference_model, str | PathLike):
             reference = cls.load(str(reference_model), adata=False)

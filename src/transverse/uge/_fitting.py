@@ -96,6 +96,15 @@ class FittingMixin:
             what is new of a model that was extended, else 5e-4 and ``gene_lr=1e-3``.
         **trainer_kwargs
             Keyword arguments of :class:`scvi.train.Trainer`.
+
+        Examples
+        --------
+        >>> model = tv.UGE(adata, preset="tiny")
+        >>> model.train(
+        ...     max_epochs={"genes": 1, "samples": 1}, label_species="mouse", hold_out=[("rat", "brain", "drug A")]
+        ... )
+        >>> model.is_trained
+        True
         """
         stages = [stages] if isinstance(stages, str) else list(stages)
         epochs = _epochs(max_epochs, stages)

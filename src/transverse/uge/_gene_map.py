@@ -71,6 +71,11 @@ class GeneMapMixin:
         Returns
         -------
         Table of shape ``(n_genes, n_latent)``, by name of the gene.
+
+        Examples
+        --------
+        >>> model.get_gene_representation("rat").shape
+        (50, 256)
         """
         self._check_if_trained(warn=False)
         wanted = range(len(self.species_)) if species is None else [self._species_of(species)]
@@ -122,6 +127,13 @@ class GeneMapMixin:
             If a species or a gene is unknown.
         ValueError
             If the species are the same, or an argument is out of range.
+
+        Examples
+        --------
+        >>> gene_map = model.map_genes("mouse", "rat", n_top=3)
+        >>> gene_map.columns.tolist()
+        ['source', 'target', 'score', 'probability', 'rank', 'is_mutual_best']
+        >>> scores = tv.metrics.gene_map_scores(gene_map, data["rat"].uns["gene_map"], k=1)
         """
         self._check_if_trained(warn=False)
         s, t = self._species_of(source), self._species_of(target)

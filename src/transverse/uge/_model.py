@@ -71,6 +71,22 @@ class UGE(
         Number of the species of every gene; from ``adata`` where there is one.
     **kwargs
         Further keyword arguments of :class:`~transverse.uge.UGEModule`.
+
+    Examples
+    --------
+    With few epochs, to be quick:
+
+    >>> import transverse as tv
+    >>> data = tv.datasets.simulate_reactomes(n_genes=50, n_organs=3, n_drugs=2, n_animals=3)
+    >>> adata = tv.pp.stack_species(data)
+    >>> tv.UGE.setup_anndata(adata, animal_key="animal")
+    >>> model = tv.UGE(adata, preset="tiny")
+    >>> model.train(max_epochs=2, hold_out=[("rat", "brain", "drug A")])
+    >>> adata.obsm["X_UGE"] = model.get_latent_representation()
+    >>> gene_map = model.map_genes("mouse", "rat")
+    >>> pred = model.predict("rat", "brain", "drug A")
+    >>> pred.shape  # control samples x genes of the rat
+    (3, 50)
     """
 
     _module_cls = UGEModule
@@ -179,6 +195,10 @@ class UGE(
         ValueError
             If there are fewer than two species, samples and genes are of different ones, a species has no control samples,
             expression is raw counts, missing or infinite, or names repeat.
+
+        Examples
+        --------
+        >>> tv.UGE.setup_anndata(adata, species_key="species", organ_key="organ", drug_key="drug", animal_key="animal")
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         keys = {

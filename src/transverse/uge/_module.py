@@ -44,6 +44,17 @@ class UGEModule(BaseModuleClass):
         these happen to have in common, and be expected of the next (ours).
     weights
         Weights of the terms of :meth:`loss`, by name; by default 1, but 0.1 of ``"map"``. 0 switches a term off.
+
+    Examples
+    --------
+    Three genes of each of two species, and two samples of the first:
+
+    >>> import torch
+    >>> import transverse as tv
+    >>> module = tv.uge.UGEModule(
+    ...     [0, 0, 0, 1, 1, 1], n_organs=2, n_drugs=2, n_hidden=8, n_layers=1, n_heads=2, n_latent=4
+    ... )
+    >>> block = {"species": torch.tensor(0), "tokens": torch.arange(3), "values": torch.rand(2, 3)}
     """
 
     def __init__(
@@ -117,6 +128,12 @@ class UGEModule(BaseModuleClass):
         -------
         Lists over species: ``hidden`` (whether a value was hidden), ``genes`` (representations of the genes in their samples,
         ``(n_samples, n_tokens, n_hidden)``) and ``z`` (those of the samples in the shared space, ``(n_samples, n_latent)``).
+
+        Examples
+        --------
+        >>> outputs = module.inference([block])
+        >>> tuple(outputs["z"][0].shape), tuple(outputs["genes"][0].shape)
+        ((2, 4), (2, 3, 8))
         """
         outputs: dict[str, list] = {"hidden": [], "genes": [], "z": []}
         for block in samples:
@@ -131,7 +148,14 @@ class UGEModule(BaseModuleClass):
 
     @auto_move_data
     def encode(self, block: dict, hidden: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Representations of samples of one species in the shared space, and of their genes."""
+        """Representations of samples of one species in the shared space, and of their genes.
+
+        Examples
+        --------
+        >>> z, genes = module.encode(block)
+        >>> tuple(z.shape), tuple(genes.shape)
+        ((2, 4), (2, 3, 8))
+        """
         species = int(block[UGE_KEYS.SPECIES_KEY])
         vectors = self.genes(block[UGE_KEYS.TOKENS_KEY], species)
         bins, conditions = block.get(UGE_KEYS.BINS_KEY), block.get(UGE_KEYS.CONDITIONS_KEY)
@@ -140,14 +164,28 @@ class UGEModule(BaseModuleClass):
 
     @auto_move_data
     def decode(self, z: torch.Tensor, genes: torch.Tensor, species: int) -> torch.Tensor:
-        """Values of genes of a species, ``(n_samples, n_genes)``, from representations of samples."""
+        """Values of genes of a species, ``(n_samples, n_genes)``, from representations of samples.
+
+        Examples
+        --------
+        >>> z, _ = module.encode(block)
+        >>> tuple(module.decode(z, torch.arange(3), 0).shape)
+        (2, 3)
+        """
         return self.sample_decoder(self.genes(genes, species), z)
 
     def _get_generative_input(self, tensors: dict, inference_outputs: dict, **kwargs) -> dict:
         return {"samples": tensors.get(UGE_KEYS.SAMPLES_KEY, ()), **inference_outputs}
 
     def generative(self, samples, hidden, genes, z) -> dict[str, list[torch.Tensor]]:
-        """What the values of the tokens should be, from their representations (``masked``) and the sample's (``sample``)."""
+        """What the values of the tokens should be, from their representations (``masked``) and the sample's (``sample``).
+
+        Examples
+        --------
+        >>> outputs = module.generative([block], **module.inference([block]))
+        >>> tuple(outputs["masked"][0].shape), tuple(outputs["sample"][0].shape)
+        ((2, 3), (2, 3))
+        """
         return {
             "masked": [self.value_decoder(x).squeeze(-1) for x in genes],
             "sample": [
@@ -171,6 +209,13 @@ class UGEModule(BaseModuleClass):
         :func:`~transverse.uge._losses.reactome_error` with the penalty on the squares of both factors. A mini-batch without
         samples, or without genes, leaves their terms out, and so does one without hidden values, or species that share fewer
         than two changes.
+
+        Examples
+        --------
+        >>> labels = {"organ": torch.tensor([0, 1]), "drug": torch.tensor([0, 0])}
+        >>> _, _, output = module({"samples": [block | labels]})
+        >>> sorted(output.extra_metrics)
+        ['drug', 'elastic', 'masked', 'organ', 'sample']
         """
         terms = {}
         samples = tensors.get(UGE_KEYS.SAMPLES_KEY, ())

@@ -33,6 +33,14 @@ class ReactomeMixin:
         AnnData of genes x (organ, drug): ``X`` predicted changes, natural log as the data, ``layers["measured"]`` those of the
         training samples, NaN where there are none; ``obs`` has the species of the gene, ``var`` organ, drug and, for each
         species, whether it was measured (``measured_in_...``).
+
+        Examples
+        --------
+        >>> r = model.predict_reactome("rat")
+        >>> r.shape, "measured" in r.layers
+        ((50, 6), True)
+        >>> r.var_names[~r.var["measured_in_rat"]].tolist()
+        ['brain|drug A']
         """
         self._check_if_trained(warn=False)
         if len(self.drugs_) < 2:

@@ -41,6 +41,11 @@ class SampleMixin:
         Returns
         -------
         Array of shape ``(n_samples, n_latent)``, float32.
+
+        Examples
+        --------
+        >>> model.get_latent_representation(adata[adata.obs["species"] == "rat"]).shape
+        (27, 256)
         """
         self._check_if_trained(warn=False)
         adata = self._samples(adata)
@@ -62,6 +67,12 @@ class SampleMixin:
         -------
         Table by sample: ``label``, ``confidence`` (probability of the label, not calibrated in species that no labels
         were learnt from), ``second`` and ``margin`` to it, and one column ``p(...)`` for each category.
+
+        Examples
+        --------
+        >>> table = model.predict_labels("organ", adata[adata.obs["species"] == "rat"])
+        >>> table.columns.tolist()
+        ['label', 'confidence', 'second', 'margin', 'p(brain)', 'p(heart)', 'p(kidney)']
         """
         self._check_if_trained(warn=False)
         if key not in ("organ", "drug"):
@@ -104,6 +115,12 @@ class SampleMixin:
         -------
         AnnData of the samples and all genes of the species: ``X`` as measured, and as predicted where
         ``var["is_imputed"]``; ``layers["predicted"]`` has the prediction of all genes.
+
+        Examples
+        --------
+        >>> full = model.impute(data["rat"][:, :40], "rat")
+        >>> full.shape, int(full.var["is_imputed"].sum())
+        ((27, 50), 10)
         """
         self._check_if_trained(warn=False)
         self._check_stage("samples", "it has no decoder")

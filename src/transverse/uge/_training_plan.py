@@ -23,6 +23,13 @@ class UGETrainingPlan(TrainingPlan):
         Share of the steps in which the learning rate rises; it falls to 0 in the rest. None keeps it constant.
     **kwargs
         Keyword arguments of :class:`scvi.train.TrainingPlan`.
+
+    Examples
+    --------
+    Its arguments go to :meth:`~transverse.UGE.train`; with ``adata`` of the example of :class:`~transverse.UGE`:
+
+    >>> model = tv.UGE(adata, preset="tiny")
+    >>> model.train(max_epochs=1, stages=["samples"], plan_kwargs={"lr": 1e-4, "warmup_share": None})
     """
 
     def __init__(

@@ -76,14 +76,25 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
 
     Examples
     --------
+    With few epochs, to be quick; by default there are as many as the data need:
+
     >>> import transverse as tv
-    >>> adata = tv.datasets.simulate_responses(n_contexts=3, n_perturbations=4)
+    >>> adata = tv.datasets.simulate_responses(
+    ...     n_contexts=3,
+    ...     n_perturbations=4,
+    ...     n_doubles=1,
+    ...     n_genes=50,
+    ...     n_cells_per_condition=20,
+    ...     n_control_cells_per_context=30,
+    ... )
     >>> tv.XTransferCDR.setup_anndata(
     ...     adata, perturbation_key="perturbation", control="control", context_key="cell_type"
     ... )
     >>> model = tv.XTransferCDR(adata)
-    >>> model.train(max_epochs=20)
+    >>> model.train(max_epochs=2)
     >>> pred = model.predict("P01", context="C2")
+    >>> pred.shape
+    (30, 50)
     >>> adata.obsm["X_basal"] = model.get_basal_representation()
     >>> adata.obsm["X_perturbation"] = model.get_perturbation_representation()
 
@@ -172,6 +183,12 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
         ValueError
             If there are no control or no treated cells, expression is raw counts, missing or infinite, a column has
             missing values, or names of genes or cells repeat.
+
+        Examples
+        --------
+        >>> tv.XTransferCDR.setup_anndata(
+        ...     adata, perturbation_key="perturbation", control="control", context_key="cell_type"
+        ... )
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         keys = {"perturbation_key": perturbation_key, "context_key": context_key, "batch_key": batch_key}
@@ -263,6 +280,13 @@ class XTransferCDR(PredictionMixin, RepresentationMixin, GeneAlignedModel):
         ------
         ValueError
             If the data allow no pairs, with one perturbation in one context, or not those that were asked for.
+
+        Examples
+        --------
+        >>> model = tv.XTransferCDR(adata)
+        >>> model.train(max_epochs=2, pairing="perturbation")
+        >>> len(model.history["train_loss"])
+        2
         """
         if keep not in ("last", "best"):
             raise ValueError(f"keep={keep!r} must be 'last' or 'best'.")

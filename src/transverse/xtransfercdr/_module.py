@@ -46,6 +46,13 @@ class XTransferCDRModule(BaseModuleClass):
         combination). 0 switches a term off.
     symmetric_similarity
         Divergence in both directions (ours) instead of the reference's one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import transverse as tv
+    >>> module = tv.xtransfercdr.XTransferCDRModule(n_genes=50, n_hidden=(16,), n_latent=4, n_residual_blocks=0)
+    >>> x = torch.rand(6, 50)
     """
 
     def __init__(
@@ -105,6 +112,12 @@ class XTransferCDRModule(BaseModuleClass):
         -------
         ``basal`` :math:`S` and ``effect`` :math:`P`, and both with the latent noise of training as ``noisy_basal`` and
         ``noisy_effect`` (the same draw for all that is decoded), shape ``(n_cells, n_latent)``.
+
+        Examples
+        --------
+        >>> outputs = module.inference(x)
+        >>> tuple(outputs["basal"].shape), tuple(outputs["effect"].shape)
+        ((6, 4), (6, 4))
         """
         x = self._noisy(x, self.input_noise)
         basal, effect = self.basal_encoder(x), self.perturbation_encoder(x)
@@ -134,7 +147,14 @@ class XTransferCDRModule(BaseModuleClass):
 
     @auto_move_data
     def generative(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Decode sums of basal states and effects, ``(n_cells, n_latent)``, to expression ``(n_cells, n_genes)``."""
+        """Decode sums of basal states and effects, ``(n_cells, n_latent)``, to expression ``(n_cells, n_genes)``.
+
+        Examples
+        --------
+        >>> outputs = module.inference(x)
+        >>> tuple(module.generative(outputs["basal"] + outputs["effect"])["x"].shape)
+        (6, 50)
+        """
         return {"x": self.decoder(z)}
 
     def loss(
@@ -158,6 +178,15 @@ class XTransferCDRModule(BaseModuleClass):
 
         For pairs of one perturbation in two contexts, the effects :math:`P` are swapped instead of the basal states, and
         the similarity is that of the effects.
+
+        Examples
+        --------
+        Of three pairs that have the context in common, with their controls:
+
+        >>> batch = {"X": torch.rand(12, 50), "pair_kind": torch.zeros(3, 1), "has_control": torch.ones(6, 1)}
+        >>> _, _, output = module(batch)
+        >>> sorted(output.extra_metrics)[:4]
+        ['basal', 'basal_norm', 'combination', 'cross']
         """
         x = tensors[REGISTRY_KEYS.X_KEY]
         kind = tensors[XTRANSFERCDR_KEYS.KIND_KEY].flatten()

@@ -125,6 +125,15 @@ class PredictionMixin(CellAccessMixin):
         ValueError
             If nothing was measured to take the effect from, or it would be a leak; if ``controls`` or ``reference`` lack
             genes, are raw counts, or have other cells than they should.
+
+        Examples
+        --------
+        >>> pred = model.predict("P01", context="C2")
+        >>> pred.obs.columns.tolist(), pred.uns["prediction"]["leak"]
+        (['perturbation', 'control_cell', 'cell_type'], 'none')
+        >>> pred = model.predict(["P01", "P02"], context="C2", source="C1", n_samples=10)
+        >>> "std" in pred.layers
+        True
         """
         self._check_if_trained(warn=False)
         for name, value, known in (

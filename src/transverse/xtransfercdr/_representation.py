@@ -44,6 +44,11 @@ class RepresentationMixin(CellAccessMixin):
         ------
         RuntimeError
             If the model is not trained.
+
+        Examples
+        --------
+        >>> model.get_basal_representation(indices=range(10)).shape
+        (10, 32)
         """
         return self._representations(adata, indices, batch_size)[0]
 
@@ -73,6 +78,14 @@ class RepresentationMixin(CellAccessMixin):
         ------
         RuntimeError
             If the model is not trained.
+
+        Examples
+        --------
+        >>> effects = model.get_perturbation_representation(groupby="perturbation")
+        >>> effects.shape
+        (6, 32)
+        >>> effects.index.tolist()
+        ['P01', 'P02', 'P02+P03', 'P03', 'P04', 'control']
         """
         if groupby not in ("cell", "perturbation", "condition"):
             raise ValueError(f"groupby={groupby!r} must be 'cell', 'perturbation' or 'condition'.")
@@ -101,6 +114,12 @@ class RepresentationMixin(CellAccessMixin):
         Returns
         -------
         Array of shape ``(n_cells, n_latent)``.
+
+        Examples
+        --------
+        >>> adata.obsm["X_XTransferCDR"] = model.get_latent_representation()
+        >>> adata.obsm["X_XTransferCDR"].shape
+        (390, 32)
         """
         basal, effects = self._representations(adata, indices, batch_size)
         return basal + effects
@@ -124,6 +143,13 @@ class RepresentationMixin(CellAccessMixin):
         -------
         Symmetric table with perturbations, or conditions as ``"perturbation | context"``, in both directions, without the
         control. Drawn by :func:`transverse.pl.similarity_heatmap`.
+
+        Examples
+        --------
+        >>> similarity = model.get_perturbation_similarity()
+        >>> similarity.columns.tolist()
+        ['P01', 'P02', 'P02+P03', 'P03', 'P04']
+        >>> ax = tv.pl.similarity_heatmap(similarity)
         """
         if groupby not in ("perturbation", "condition"):
             raise ValueError(f"groupby={groupby!r} must be 'perturbation' or 'condition'.")
@@ -172,6 +198,12 @@ class RepresentationMixin(CellAccessMixin):
             If the model is not trained.
         ValueError
             If no combination was measured beside its singles.
+
+        Examples
+        --------
+        >>> table = model.get_latent_additivity()
+        >>> table.columns.tolist()
+        ['perturbation', 'context', 'cosine', 'best_single', 'cosine_others', 'length_ratio']
         """
         table = self._effects_against_control("condition")
         return latent_additivity(table, self._setup_arguments["delimiter"])

@@ -29,6 +29,13 @@ class XTransferCDRTrainingPlan(OnePassAdamPlan):
         Whether the history has the term of combinations, a mean over those of an epoch. The model sets it where there are any.
     **kwargs
         Keyword arguments of :class:`scvi.train.TrainingPlan`.
+
+    Examples
+    --------
+    Its arguments go to :meth:`~transverse.XTransferCDR.train`; with ``adata`` of the example of :class:`~transverse.XTransferCDR`:
+
+    >>> model = tv.XTransferCDR(adata)
+    >>> model.train(max_epochs=2, plan_kwargs={"lr": 1e-3, "lr_factor": 0.5, "lr_step_epochs": 1})
     """
 
     def __init__(
