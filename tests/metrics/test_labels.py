@@ -342,3 +342,17 @@ def test_embedding_errors(embedded):
     for name in ("n_splits", "max_cells"):
         with pytest.raises(ValueError, match=f"{name}=1 must be a whole number of at least 2"):
             embedding_scores(x, labels, **{name: 1})
+
+
+def test_confidences_of_0_and_1_and_on_borders_have_their_bins():
+    """Bins are closed on the right, 0 belongs to the first; a share of votes that rounding lifts is on its border."""
+    found = label_scores(
+        list("aaaa"),
+        pd.DataFrame({"label": list("abab"), "confidence": [0.0, 0.1 + 0.2 - 1e-17, 0.3, 1.0]}),
+        n_bins=10,
+    )
+    # bins: {0.0}, {0.3, 0.3}, {1.0}; right: 1, 0 and 1, 0
+    expected = (1 * abs(1 - 0) + 2 * abs(0.5 - 0.3) + 1 * abs(0 - 1)) / 4
+    np.testing.assert_allclose(pick(found, "calibration_error", "all"), expected)
+    one = label_scores(["a"], pd.DataFrame({"label": ["a"], "confidence": [0.4]}), n_bins=1)
+    np.testing.assert_allclose(pick(one, "calibration_error", "all"), 0.6)

@@ -4,7 +4,7 @@ import torch
 from scipy import stats
 from scvi.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 
-from transverse.nn import candidate_log_likelihood, nb_log_likelihood, zinb_log_likelihood
+from transverse.nn import _likelihood, candidate_log_likelihood, nb_log_likelihood, zinb_log_likelihood
 
 
 @pytest.fixture
@@ -92,6 +92,42 @@ def test_candidate_scores_differ_from_the_full_likelihood_by_a_constant_per_cell
     torch.testing.assert_close(offset, offset[:, :1].expand_as(offset), rtol=1e-4, atol=1e-3)
     best = full.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)  # among equal candidates any may be the first
     torch.testing.assert_close(best, full.max(1).values)
+
+
+@pytest.mark.parametrize("zero_inflated", [False, True])
+def test_means_and_dispersions_of_nearly_zero(zero_inflated):
+    """As scvi-tools keeps their logarithms finite."""
+    x = torch.tensor([[3.0, 0.0, 2.0, 0.0]], dtype=torch.double)
+    mu = torch.tensor([[0.0, 0.0, 5.0, 1e-9]], dtype=torch.double)
+    theta = torch.tensor([2.0, 1e-9, 1e-9, 1e-9], dtype=torch.double)
+    logits = torch.tensor([[-1.0, 0.5, 0.0, 2.0]], dtype=torch.double)
+    if zero_inflated:
+        found = zinb_log_likelihood(x, mu, theta, logits)
+        expected = ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=logits).log_prob(x).sum(-1)
+    else:
+        found = nb_log_likelihood(x, mu, theta)
+        expected = NegativeBinomial(mu=mu, theta=theta).log_prob(x).sum(-1)
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("zero_inflated", [False, True])
+@pytest.mark.parametrize("n_candidates", [1, 5])
+def test_candidates_in_blocks_of_the_cache(problem, monkeypatch, zero_inflated, n_candidates):
+    """Several blocks of candidates, or of cells, are scored as all at once; profiles of 0 are, too."""
+    scale = problem["scale"].clone()
+    scale[:, 3] = 0
+    candidates = problem["candidates"][:, :n_candidates]
+    arguments = [problem["x"], problem["library"], scale, problem["theta"], candidates]
+    logits = problem["zi_logits"] if zero_inflated else None
+    whole = candidate_log_likelihood(*arguments, logits, chunk=100)
+    monkeypatch.setattr(_likelihood, "CACHED", 2 * scale.shape[1])
+    blocks = candidate_log_likelihood(*arguments, logits)
+    assert torch.isfinite(whole).all()
+    torch.testing.assert_close(blocks, whole)
+    # more candidates than profiles, whose logarithms are then taken once
+    many = [*arguments[:-1], candidates.repeat(1, 10)]
+    torch.testing.assert_close(candidate_log_likelihood(*many, logits), whole.repeat(1, 10))
 
 
 def test_all_zero_cell_is_scored():

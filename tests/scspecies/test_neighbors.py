@@ -172,6 +172,22 @@ def test_weighted_vote():
     np.testing.assert_allclose(share, [0.6])
 
 
+def test_weights_are_each_cells_own():
+    codes = np.array([[0, 1], [1, 0], [0, 1]])
+    label, share = vote(codes, 2, np.array([[0.3, 0.1], [0.0, 0.0], [2, 6]]))
+    np.testing.assert_array_equal(label, [0, -1, 1])
+    np.testing.assert_allclose(share, [0.75, 0, 0.75])
+
+
+def test_one_cell_of_a_label_is_eligible_at_least_and_at_most():
+    labels = np.repeat([0, 1], [4, 8])
+    agreement = np.tile([0.4, 0.9, 0.1, 0.2], 3)
+    chosen = eligible_cells(labels, agreement, 0.9)
+    assert chosen[:4].tolist() == [False, True, False, False] and chosen[4:].sum() == 1
+    ties = np.ones(12)
+    np.testing.assert_array_equal(eligible_cells(labels, ties, 0.5, seed=3), eligible_cells(labels, ties, 0.5, seed=3))
+
+
 def test_eligible_cells_are_the_best_of_their_label():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [100, 50, 1])

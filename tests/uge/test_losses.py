@@ -245,6 +245,12 @@ def test_error_has_a_gradient_where_something_was_measured():
     assert (grad[~measured] == 0).all()
 
 
+def test_error_of_one_entry():
+    observed = torch.full((3, 4), torch.nan, dtype=torch.double)
+    observed[1, 2] = 2
+    assert reactome_error(torch.full((3, 4), 5.0, dtype=torch.double), observed).item() == 9
+
+
 def test_error_of_nothing_measured():
     observed = torch.full((3, 4), torch.nan, dtype=torch.double)
     assert reactome_error(draw(3, 4), observed).item() == 0
