@@ -1,6 +1,7 @@
 """One call for models, baselines and the noise ceiling: what is trained on what, what is scored, and the table."""
 
 import warnings
+from functools import partial
 
 import anndata as ad
 import numpy as np
@@ -388,6 +389,27 @@ def test_labels_refuse(species):
     logged.X = logged.X.log1p()
     with pytest.raises(ValueError, match="the target.X must hold raw counts"):
         tv.benchmark((mouse, logged), **options)
+
+
+def test_the_class_alone_is_a_model(species):
+    """Set up, trained on a context of its own, and asked for labels."""
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+
+    class Short(tv.ScSpecies):
+        @staticmethod
+        def make_context(adata):
+            reference = tv.ScSpecies.make_context(adata, n_hidden=16)
+            reference.train = partial(reference.train, 2, **quiet)
+            return reference
+
+        def train(self):
+            super().train(2, **quiet)
+
+    before = species["mouse"].copy()
+    options = {"orthologs": species["human"].uns["orthologs"], "n_draws": 0, "batch_key": "batch"}
+    table = tv.benchmark(species, {"short": Short}, task="labels", **options)
+    assert 0 <= score(table, "short", "balanced_accuracy")["mean"] <= 1
+    assert list(species["mouse"].obs) == list(before.obs)
 
 
 @pytest.mark.slow

@@ -802,6 +802,29 @@ def test_setup_refuses_other_faults(species):
         tv.ScSpecies.setup_anndata(species[1][:0].copy())
 
 
+def test_a_context_without_its_counts_is_refused(species, tmp_path):
+    mouse = species[0].copy()
+    scvi.model.SCVI.setup_anndata(mouse, batch_key="batch")
+    made = tv.ScSpecies.make_context(mouse, n_hidden=16)
+    made.train(1, **QUIET)
+    made.save(tmp_path / "context")
+    with pytest.raises(ValueError, match=r"has no AnnData. Load it with one"):
+        build(scvi.model.SCVI.load(tmp_path / "context", adata=False), species[1])
+    mouse.obsm["X_latent_qzm"], mouse.obsm["X_latent_qzv"] = made.get_latent_representation(return_dist=True)
+    made.minify_adata()
+    with pytest.raises(ValueError, match=r"is minified \(.*\): its counts are gone"):
+        build(made, species[1])
+
+
+def test_the_column_of_labels_that_the_context_was_set_up_with(species):
+    mouse = species[0].copy()
+    scvi.model.SCVI.setup_anndata(mouse, batch_key="batch", labels_key="cell_type")
+    made = tv.ScSpecies.make_context(mouse, n_hidden=16)
+    made.train(1, **QUIET)
+    labels = build(made, species[1], labels_key=None).get_data_level_labels()["label"]
+    assert set(labels.cat.categories) == set(mouse.obs["cell_type"])
+
+
 def test_unfit_contexts_are_refused_with_the_reason(context, species):
     mouse = species[0].copy()
     scvi.model.SCVI.setup_anndata(mouse, batch_key="batch")
@@ -825,6 +848,13 @@ def test_unfit_contexts_are_refused_with_the_reason(context, species):
         build(context, species[1], labels_key="age")
     with pytest.raises(ValueError, match="labels_key is needed"):
         build(context, species[1], labels_key=None)
+    without_labels = species[0].copy()
+    without_labels.obs["none"] = pd.Categorical([None] * without_labels.n_obs)
+    scvi.model.SCVI.setup_anndata(without_labels, batch_key="batch")
+    other = tv.ScSpecies.make_context(without_labels, n_hidden=16)
+    other.train(**quick)
+    with pytest.raises(ValueError, match="labels_key='none' of the context holds no label"):
+        build(other, species[1], labels_key="none")
     with pytest.raises(ValueError, match="n_neighbors=500 must be between 1 and"):
         build(context, species[1], n_neighbors=500)
     with pytest.raises(ValueError, match="gene_likelihood must be 'nb' or 'zinb'"):
