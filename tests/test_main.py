@@ -243,3 +243,58 @@ def test_own_files_without_known_labels(files, tmp_path, capsys):
     assert table.columns.tolist() == ["unknown"]
     assert table.loc["scSpecies", "unknown"] == pytest.approx((labels["label_or_unknown"] == "unknown").mean())
     assert "accuracy " not in capsys.readouterr().out
+
+
+def test_counts_elsewhere(files, tmp_path, capsys):
+    """In a layer, or in raw with more genes; the message for normalised values says how to name the place."""
+    mouse, human = (ad.read_h5ad(files / f"{name}.h5ad") for name in ("mouse", "human"))
+    mouse.layers["counts"] = mouse.X.copy()
+    human.raw = human.copy()
+    human = human[:, :50].copy()
+    for name, adata in {"mouse": mouse, "human": human}.items():
+        adata.X = adata.X.astype(np.float32)
+        adata.X.data = np.log1p(adata.X.data)
+        adata.write_h5ad(tmp_path / f"{name}.h5ad")
+    places = {"context": str(tmp_path / "mouse.h5ad"), "target": str(tmp_path / "human.h5ad")}
+    argv = own(files, tmp_path / "out", **places)
+    assert refused(argv, capsys).endswith("Here: --context-counts raw, or the name of the layer.\n")
+    argv += ["--context-counts", "counts"]
+    assert refused(argv, capsys).endswith("Here: --target-counts raw, or the name of the layer.\n")
+    message = refused([*argv, "--target-counts", "rough"], capsys)
+    assert "--target-counts='rough' is not in adata.layers. Layers: none." in message
+    assert "adata.raw is empty" in refused([*argv, "--context-counts", "raw"], capsys)
+    assert run([*argv, "--target-counts", "raw"]) == 0
+    assert ad.read_h5ad(tmp_path / "out" / "target.h5ad").n_vars == human.raw.n_vars
+    for argument in ("--context-counts", "--target-counts"):
+        assert "needs --context and --target" in refused([argument, "raw"], capsys)
+
+
+def test_identifiers_of_the_data_are_looked_up_in_the_table(files, tmp_path, capsys):
+    """BioMart has symbols and Ensembl ids; the data of both species have ids, with versions or without."""
+    mouse, human = (ad.read_h5ad(files / f"{name}.h5ad") for name in ("mouse", "human"))
+    table = pd.read_csv(files / "orthologs.csv")
+    ids = {}
+    for prefix, column in (("ENSMUSG", "context"), ("ENSG", "target")):
+        ids |= {gene: f"{prefix}{i:011d}" for i, gene in enumerate(table[column].unique())}
+    mart = pd.DataFrame(
+        {
+            "Gene stable ID": table["context"].map(ids),
+            "Gene name": table["context"],
+            "Human gene stable ID": table["target"].map(ids),
+            "Human gene name": table["target"],
+        }
+    )
+    mart.to_csv(tmp_path / "mart.txt", sep="\t", index=False)
+    mouse.var_names = [ids.get(gene, gene) + ".2" for gene in mouse.var_names]
+    human.var_names = [ids.get(gene, gene) for gene in human.var_names]
+    for name, adata in {"mouse": mouse, "human": human}.items():
+        adata.write_h5ad(tmp_path / f"{name}.h5ad")
+    pair = ["--context", str(tmp_path / "mouse.h5ad"), "--target", str(tmp_path / "human.h5ad")]
+    out = ["--out", str(tmp_path / "out"), *SHORT]
+    assert run([*pair, "--orthologs", str(tmp_path / "mart.txt"), *out]) == 0
+    printed = capsys.readouterr().out
+    assert run([*own(files, tmp_path / "other")]) == 0
+    in_common = "genes in common"
+    assert [line for line in printed.splitlines() if in_common in line] == [
+        line for line in capsys.readouterr().out.splitlines() if in_common in line
+    ]

@@ -42,11 +42,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--context and --target, two simulated species with partly shared genes are used.",
         epilog=f"Writes {OUTPUT} to the folder --out.",
     )
-    parser.add_argument("--context", type=Path, help=".h5ad of the annotated context species, raw counts in X")
-    parser.add_argument("--target", type=Path, help=".h5ad of the target species, raw counts in X")
+    parser.add_argument("--context", type=Path, help=".h5ad of the annotated context species")
+    parser.add_argument("--target", type=Path, help=".h5ad of the target species")
     parser.add_argument(
         "--orthologs", type=Path, help="orthologue table (BioMart, HCOP, homologene or two columns); else by gene name"
     )
+    for side in ("context", "target"):
+        parser.add_argument(
+            f"--{side}-counts", default="X", help=f"where the {side}'s raw counts are: X, raw or a layer (default: X)"
+        )
     parser.add_argument("--labels-key", default="cell_type", help="context labels in .obs (default: %(default)s)")
     parser.add_argument("--context-batch-key", help="batches of the context in .obs")
     parser.add_argument("--target-batch-key", help="batches of the target in .obs")
@@ -64,6 +68,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in own_data_only if args.context is None else ():
         if getattr(args, name) is not None:
             parser.error(f"--{name.replace('_', '-')} needs --context and --target")
+    for side in ("context", "target"):
+        if args.context is None and getattr(args, f"{side}_counts") != "X":
+            parser.error(f"--{side}-counts needs --context and --target")
     for path in filter(None, (args.context, args.target, args.orthologs)):
         if not path.is_file():
             parser.error(f"no such file: {path}")
@@ -84,6 +91,17 @@ def _prefix(what: object) -> Iterator[None]:
         raise ValueError(f"{what}: {' '.join(str(message).split())}") from error
 
 
+@contextmanager
+def _counts_hint(argument: str) -> Iterator[None]:
+    """Name the argument for counts that are elsewhere."""
+    try:
+        yield
+    except ValueError as error:
+        if "must hold raw counts" not in str(error):
+            raise
+        raise ValueError(f"{error} Here: {argument} raw, or the name of the layer.") from error
+
+
 def read_data(args: argparse.Namespace, simulation: Mapping[str, Any]):
     """Context and target AnnData and the orthologue table; sets the arguments that belong to simulated data."""
     import scanpy as sc
@@ -97,15 +115,47 @@ def read_data(args: argparse.Namespace, simulation: Mapping[str, Any]):
         args.context_epochs = args.context_epochs or 30
         args.epochs = args.epochs or 30
         return context, target, target.uns["orthologs"]
+    with _prefix(args.context):
+        context = with_counts(sc.read_h5ad(args.context), args.context_counts, "--context-counts")
+    with _prefix(args.target):
+        target = with_counts(sc.read_h5ad(args.target), args.target_counts, "--target-counts")
     table = None
     if args.orthologs is not None:
         with _prefix(args.orthologs):
-            table = tv.pp.read_orthologs(args.orthologs)
-    with _prefix(args.context):
-        context = sc.read_h5ad(args.context)
-    with _prefix(args.target):
-        target = sc.read_h5ad(args.target)
+            table = fitting_orthologs(args.orthologs, context, target)
     return context, target, table
+
+
+def with_counts(adata, where: str, argument: str):
+    """Data with the counts in ``X``, from ``.raw`` with its genes or from a layer."""
+    if where == "X":
+        return adata
+    if where == "raw":
+        if adata.raw is None:
+            raise ValueError(f"{argument}='raw', but adata.raw is empty.")
+        return adata.raw.to_adata()
+    if where not in adata.layers:
+        layers = ", ".join(repr(name) for name in adata.layers if name is not None) or "none"
+        raise ValueError(f"{argument}={where!r} is not in adata.layers. Layers: {layers}.")
+    adata.X = adata.layers[where]
+    return adata
+
+
+def fitting_orthologs(path: Path, context, target) -> pd.DataFrame:
+    """The orthologue table by the kind of identifier, of those that the file has, that most genes of the data have."""
+    import transverse as tv
+
+    table = tv.pp.read_orthologs(path)
+    most = 0
+    for gene_id in ("symbol", "ensembl", "entrez"):
+        try:
+            other = tv.pp.read_orthologs(path, gene_id=gene_id)
+            n_groups = tv.pp.match_orthologs(context, target, other).n_groups
+        except (ValueError, KeyError):  # not in the file, or no gene in common
+            continue
+        if n_groups > most:
+            table, most = other, n_groups
+    return table
 
 
 def check_data(args: argparse.Namespace, context, target, orthologs) -> None:
@@ -114,13 +164,15 @@ def check_data(args: argparse.Namespace, context, target, orthologs) -> None:
     from transverse._validation import check_n_neighbors, check_obs_key, check_setup
 
     with _prefix(args.context or "context"):
-        check_setup(context, None, batch_key=args.context_batch_key)
+        with _counts_hint("--context-counts"):
+            check_setup(context, None, batch_key=args.context_batch_key)
         check_obs_key(context, args.labels_key, "--labels-key")
         if context.obs[args.labels_key].isna().all():
             raise ValueError(f"--labels-key={args.labels_key!r} holds no label.")
         check_n_neighbors(25, context.n_obs)
     with _prefix(args.target or "target"):
-        check_setup(target, None, batch_key=args.target_batch_key)
+        with _counts_hint("--target-counts"):
+            check_setup(target, None, batch_key=args.target_batch_key)
         if args.target_labels_key is not None:
             check_obs_key(target, args.target_labels_key, "--target-labels-key")
             known = set(context.obs[args.labels_key].dropna().astype(str))
