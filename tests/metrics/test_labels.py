@@ -356,3 +356,15 @@ def test_confidences_of_0_and_1_and_on_borders_have_their_bins():
     np.testing.assert_allclose(pick(found, "calibration_error", "all"), expected)
     one = label_scores(["a"], pd.DataFrame({"label": ["a"], "confidence": [0.4]}), n_bins=1)
     np.testing.assert_allclose(pick(one, "calibration_error", "all"), 0.6)
+
+
+def test_every_score_says_of_which_cells_it_is():
+    predicted = pd.DataFrame(
+        {"label": ["a", "a", "unknown"], "confidence": [0.9, 0.6, 0.7], "novelty": [0.1, 0.3, 0.8]}
+    )
+    table = label_scores(list("aac"), predicted, known=["a", "b"])
+    of = table.groupby("metric")["cells"].agg(set)
+    for metric in ("balanced_accuracy", "macro_f1", "false_unknown_rate", "recall"):
+        assert of[metric] == {"shared"}, metric
+    assert of["unknown_auroc"] == of["unknown_recall"] == {"all"}
+    assert table["cells"].notna().all()

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 
 import transverse as tv
 
@@ -118,3 +119,16 @@ def test_controls(screen):
         pd.testing.assert_frame_equal(score(*sides, seed=2), score(*sides, seed=2))
     with pytest.raises(ValueError, match="genes of truth are missing in pred"):
         score(screen.truth, screen.pred[:, 1:])
+
+
+def test_small_variances_and_two_conditions_of_two_cells():
+    """Nothing below 1, or of the fewest cells and conditions that have a variance, is left out."""
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"perturbation": ["P1", "P1", "P2", "P2"], "cell_type": "T"}, index=list("abcd"))
+    var = pd.DataFrame(index=["g1", "g2", "g3"])
+    x, y = 0.1 * rng.normal(size=(2, 4, 3)) + np.array([0, 0, 1, 1])[:, None]
+    truth, pred = (AnnData(values, obs=obs.copy(), var=var.copy()) for values in (x, y))
+    found = score(truth, pred)
+    np.testing.assert_allclose(pick(found)["value"], [variance(y[r]) / variance(x[r]) for r in (slice(2), slice(2, 4))])
+    means = [np.stack([values[:2].mean(0), values[2:].mean(0)]) for values in (y, x)]
+    np.testing.assert_allclose(pick(found, "variance_ratio_between")["value"], variance(means[0]) / variance(means[1]))
