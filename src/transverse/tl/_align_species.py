@@ -208,7 +208,7 @@ def align_species(
         A trained model of the context, instead of training one.
     context_kwargs, context_train_kwargs
         Arguments of :meth:`~transverse.ScSpecies.make_context` and of the context's training, by default for 60 epochs, 30
-        with more than 10,000 cells, and for as many with few cells as make 2,000 steps of the optimiser.
+        with more than 10,000 cells, and for as many with few cells as make 500 steps of the optimiser.
     model_kwargs, train_kwargs
         Arguments of :meth:`~transverse.ScSpecies.from_scvi_model` and :meth:`~transverse.ScSpecies.train`.
     unknown_threshold
