@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import transverse as tv
-from transverse.__main__ import main
+from transverse.__main__ import fitting_orthologs, main
 
 SHORT = ["--epochs", "2", "--context-epochs", "2"]
 SIMULATION = {"preset": "tiny", "target_only_types": 1}
@@ -285,12 +285,15 @@ def test_identifiers_of_the_data_are_looked_up_in_the_table(files, tmp_path, cap
         }
     )
     mart.to_csv(tmp_path / "mart.txt", sep="\t", index=False)
+    mart.filter(like="stable ID").to_csv(tmp_path / "ids.txt", sep="\t", index=False)
     mouse.var_names = [ids.get(gene, gene) + ".2" for gene in mouse.var_names]
     human.var_names = [ids.get(gene, gene) for gene in human.var_names]
     for name, adata in {"mouse": mouse, "human": human}.items():
         adata.write_h5ad(tmp_path / f"{name}.h5ad")
     pair = ["--context", str(tmp_path / "mouse.h5ad"), "--target", str(tmp_path / "human.h5ad")]
     out = ["--out", str(tmp_path / "out"), *SHORT]
+    of_ids = fitting_orthologs(tmp_path / "ids.txt", mouse, human)
+    assert of_ids.equals(tv.pp.read_orthologs(tmp_path / "ids.txt", gene_id="ensembl"))
     assert run([*pair, "--orthologs", str(tmp_path / "mart.txt"), *out]) == 0
     printed = capsys.readouterr().out
     assert run([*own(files, tmp_path / "other")]) == 0

@@ -145,16 +145,22 @@ def fitting_orthologs(path: Path, context, target) -> pd.DataFrame:
     """The orthologue table by the kind of identifier, of those that the file has, that most genes of the data have."""
     import transverse as tv
 
-    table = tv.pp.read_orthologs(path)
-    most = 0
+    table, most, first_error = None, 0, None
     for gene_id in ("symbol", "ensembl", "entrez"):
         try:
             other = tv.pp.read_orthologs(path, gene_id=gene_id)
+        except ValueError as error:  # the file has no such identifiers, or cannot be read at all
+            first_error = first_error or error
+            continue
+        table = other if table is None else table
+        try:
             n_groups = tv.pp.match_orthologs(context, target, other).n_groups
-        except (ValueError, KeyError):  # not in the file, or no gene in common
+        except ValueError:  # no gene in common
             continue
         if n_groups > most:
             table, most = other, n_groups
+    if table is None:
+        raise first_error
     return table
 
 
