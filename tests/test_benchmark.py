@@ -229,7 +229,7 @@ def test_backed_and_layer_give_the_same(cells, tmp_path):
 
 
 def test_unseen_perturbations_of_a_single_context():
-    adata = simulate_responses(n_contexts=1, n_context_groups=1, **SMALL)
+    adata = simulate_responses(n_contexts=1, **SMALL)
     options = {"by": "perturbation", "context_key": None}
     table = tv.benchmark(adata, splits=tv.pp.leave_out(adata, **options), n_ceiling_splits=1, **options)
     baselines = set(table.loc[table["kind"] == "baseline", "method"])

@@ -30,6 +30,14 @@ def case(request):
     return CASES[request.param]
 
 
+@pytest.fixture(autouse=True)
+def python_handles_ctrl_c():
+    """A shell that starts the tests in the background has Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class At(Callback):
     """Does something at a mini-batch, counted over all epochs and stages."""
 

@@ -294,6 +294,10 @@ def test_identifiers_of_the_data_are_looked_up_in_the_table(files, tmp_path, cap
     out = ["--out", str(tmp_path / "out"), *SHORT]
     of_ids = fitting_orthologs(tmp_path / "ids.txt", mouse, human)
     assert of_ids.equals(tv.pp.read_orthologs(tmp_path / "ids.txt", gene_id="ensembl"))
+    by_symbol = human.copy()
+    by_symbol.var_names = [{new: old for old, new in ids.items()}.get(gene, gene) for gene in human.var_names]
+    mixed = fitting_orthologs(tmp_path / "mart.txt", mouse, by_symbol)
+    assert mixed.equals(tv.pp.read_orthologs(tmp_path / "mart.txt", gene_id=("ensembl", "symbol")))
     assert run([*pair, "--orthologs", str(tmp_path / "mart.txt"), *out]) == 0
     printed = capsys.readouterr().out
     assert run([*own(files, tmp_path / "other")]) == 0

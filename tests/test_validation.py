@@ -69,6 +69,10 @@ def test_obs_key():
     v.check_obs_key(make(), "batch", "batch_key")
     with pytest.raises(KeyError, match="batch_key='donor' is not in adata.obs. Columns: 'batch', 'age'."):
         v.check_obs_key(make(), "donor", "batch_key")
+    adata = make()
+    adata.obs["_scvi_batch"] = 0
+    with pytest.raises(KeyError, match="Columns: 'batch', 'age'\\."):
+        v.check_obs_key(adata, "donor", "batch_key")
     with pytest.raises(KeyError, match="Columns: none."):
         v.check_obs_key(ad.AnnData(counts()), "donor", "batch_key")
 
@@ -194,8 +198,10 @@ def test_not_counts_names_the_layer():
 
 
 def test_at_most_five_fractions():
-    with pytest.raises(ValueError, match=r"such as 0.5, 0.5, 0.5, 0.5, 0.5\. "):
-        v.check_counts(make(np.full((4, 6), 0.5)))
+    values = np.ones((4, 6), dtype="float32")
+    values[:2] = [np.arange(6) + 0.5] * 2
+    with pytest.raises(ValueError, match=r"such as 0.5, 1.5, 2.5, 3.5, 4.5\. "):
+        v.check_counts(make(values))
 
 
 def test_not_numbers():

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -142,11 +143,14 @@ def with_counts(adata, where: str, argument: str):
 
 
 def fitting_orthologs(path: Path, context, target) -> pd.DataFrame:
-    """The orthologue table by the kind of identifier, of those that the file has, that most genes of the data have."""
+    """The orthologue table by the kinds of identifier, of those that the file has, that most genes of the data have."""
     import transverse as tv
 
     table, most, first_error = None, 0, None
-    for gene_id in ("symbol", "ensembl", "entrez"):
+    # pairs of one kind first: only where none fits are the species named differently
+    for gene_id in sorted(product(("symbol", "ensembl", "entrez"), repeat=2), key=lambda pair: pair[0] != pair[1]):
+        if most and gene_id[0] != gene_id[1]:
+            break
         try:
             other = tv.pp.read_orthologs(path, gene_id=gene_id)
         except ValueError as error:  # the file has no such identifiers, or cannot be read at all

@@ -213,7 +213,7 @@ class Checkpoint(Callback):
             self.saved = None
             return
         temporary = self.run.path.with_name(f".{self.run.path.name}.{os.environ.get('LOCAL_RANK', 0)}.saving")
-        trainer.save_checkpoint(temporary)
+        trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
             os.replace(temporary, self.run.path)
 

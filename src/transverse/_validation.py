@@ -22,6 +22,11 @@ def examples(items: Iterable, n: int = 5) -> str:
     return shown + (f", ... ({len(items)} in all)" if len(items) > n else "")
 
 
+def column_names(table: pd.DataFrame) -> str:
+    """Columns of a table for a message, without those that scvi-tools adds."""
+    return examples((name for name in table.columns if not str(name).startswith("_scvi_")), 20)
+
+
 def check_obs_key(adata: AnnData, key: str, argument: str) -> None:
     """Raise a KeyError unless ``adata.obs`` has the column ``key``, or a TypeError if it is no name."""
     if not isinstance(key, str):
@@ -29,7 +34,7 @@ def check_obs_key(adata: AnnData, key: str, argument: str) -> None:
             f"{argument}={key!r} must be the name of a column of adata.obs, not of the type {type(key).__name__}."
         )
     if key not in adata.obs:
-        raise KeyError(f"{argument}={key!r} is not in adata.obs. Columns: {examples(adata.obs.columns, 20)}.")
+        raise KeyError(f"{argument}={key!r} is not in adata.obs. Columns: {column_names(adata.obs)}.")
 
 
 def check_unique_var_names(adata: AnnData, name: str = "adata") -> None:
@@ -40,9 +45,12 @@ def check_unique_var_names(adata: AnnData, name: str = "adata") -> None:
 def _check_unique(adata: AnnData, axis: str, name: str) -> None:
     names = getattr(adata, axis)
     if not names.is_unique:
+        hint = ""
+        if axis == "var_names":
+            hint = " It renames all but the first of each; where genes are matched by name, Ensembl ids as names lose none."
         raise ValueError(
             f"{name}.{axis} must be unique, but these repeat: {examples(names[names.duplicated()].unique())}. "
-            f"Call {name}.{axis}_make_unique() first."
+            f"Call {name}.{axis}_make_unique() first.{hint}"
         )
 
 
@@ -86,7 +94,7 @@ def check_counts(adata: AnnData, layer: str | None = None, name: str = "adata") 
         if values.size and values.min() < 0:
             raise ValueError(f"{where} must hold raw counts, but has negative values (smallest: {values.min():g}).")
         if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values, np.floor(values)):
-            found = np.asarray(values)[values != np.floor(values)].ravel()[:5]
+            found = pd.unique(np.asarray(values)[values != np.floor(values)].ravel())[:5]
             raise ValueError(
                 f"{where} must hold raw counts, but has fractions such as {', '.join(f'{v:.4g}' for v in found)}. "
                 "If these are normalised values, use the raw counts (often adata.layers['counts'] or adata.raw)."

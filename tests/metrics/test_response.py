@@ -377,7 +377,7 @@ def test_noise_looks_like_skill_with_shared_controls_only():
     shared, separate = [], []
     for seed in range(3):
         data = tv.datasets.simulate_responses(
-            n_contexts=1, n_context_groups=1, n_perturbations=6, n_genes=300, effect_sd=0.0, n_cells_per_condition=30,
+            n_contexts=1, n_perturbations=6, n_genes=300, effect_sd=0.0, n_cells_per_condition=30,
             n_control_cells_per_context=30, noise="poisson", library_size=20000.0, seed=seed,
         )  # fmt: skip
         is_control = (data.obs["perturbation"] == "control").to_numpy()

@@ -137,6 +137,8 @@ def test_biomart_without_orthologues_is_refused(tmp_path):
         ("symbol", ("CD3E", "Cd3e")),
         ("ensembl", ("ENSG00000198851", "ENSMUSG00000032093")),
         ("entrez", ("916", "12501")),
+        (("ensembl", "symbol"), ("ENSG00000198851", "Cd3e")),
+        (["symbol", "entrez"], ("CD3E", "12501")),
     ],
 )
 def test_hcop_identifiers(tmp_path, gene_id, expected):
@@ -177,6 +179,8 @@ def test_homologene_long(tmp_path):
     pd.testing.assert_frame_equal(by_name, read_orthologs(path, context_species=10090, target_species="9606"))
     entrez = read_orthologs(path, context_species="human", target_species="mouse", gene_id="entrez")
     assert pairs_of(entrez) == [("34", "11364"), ("37", "11370")]
+    mixed = read_orthologs(path, context_species="human", target_species="mouse", gene_id=("symbol", "entrez"))
+    assert pairs_of(mixed) == [("ACADM", "11364"), ("ACADVL", "11370")]
     with pytest.raises(ValueError, match=r"has 3 species \(human \(9606\), chimpanzee \(9598\), mouse \(10090\)\)"):
         read_orthologs(path)
 
@@ -236,8 +240,14 @@ def test_read_argument_errors(tmp_path):
         read_orthologs(path, context_species="human", target_species="homo_sapiens")
     with pytest.raises(ValueError, match="no gene_id='ensembl' for human; it has: symbol, entrez"):
         read_orthologs(path, gene_id="ensembl")
-    with pytest.raises(ValueError, match="gene_id must be one of symbol, ensembl, entrez, but got 'refseq'"):
+    with pytest.raises(
+        ValueError, match="gene_id must be one of symbol, ensembl, entrez, or a pair of them, but got 'refseq'"
+    ):
         read_orthologs(path, gene_id="refseq")
+    with pytest.raises(ValueError, match=r"or a pair of them, but got \('symbol',\)"):
+        read_orthologs(path, gene_id=("symbol",))
+    with pytest.raises(ValueError, match="no gene_id='ensembl' for human"):
+        read_orthologs(path, gene_id=("ensembl", "entrez"))
 
 
 # policies

@@ -39,9 +39,7 @@ class Additive(_FromSingles):
     Examples
     --------
     >>> import transverse as tv
-    >>> adata = tv.datasets.simulate_responses(
-    ...     n_contexts=1, n_context_groups=1, n_perturbations=2, n_doubles=1, n_genes=30
-    ... )
+    >>> adata = tv.datasets.simulate_responses(n_contexts=1, n_perturbations=2, n_doubles=1, n_genes=30)
     >>> tv.pp.split_responses(adata, by="combination", holdout=["P01+P02"], valid_size=0)
     >>> baseline = tv.baselines.Additive().fit(adata[adata.obs["split"] == "train"])
     >>> pred = baseline.predict(["P01", "P02"])
@@ -59,9 +57,7 @@ class MeanOfSingles(_FromSingles):
     Examples
     --------
     >>> import transverse as tv
-    >>> adata = tv.datasets.simulate_responses(
-    ...     n_contexts=1, n_context_groups=1, n_perturbations=2, n_doubles=1, n_genes=30
-    ... )
+    >>> adata = tv.datasets.simulate_responses(n_contexts=1, n_perturbations=2, n_doubles=1, n_genes=30)
     >>> tv.pp.split_responses(adata, by="combination", holdout=["P01+P02"], valid_size=0)
     >>> baseline = tv.baselines.MeanOfSingles().fit(adata[adata.obs["split"] == "train"])
     >>> pred = baseline.predict(["P01", "P02"])
@@ -79,9 +75,7 @@ class LargerSingle(_FromSingles):
     Examples
     --------
     >>> import transverse as tv
-    >>> adata = tv.datasets.simulate_responses(
-    ...     n_contexts=1, n_context_groups=1, n_perturbations=2, n_doubles=1, n_genes=30
-    ... )
+    >>> adata = tv.datasets.simulate_responses(n_contexts=1, n_perturbations=2, n_doubles=1, n_genes=30)
     >>> tv.pp.split_responses(adata, by="combination", holdout=["P01+P02"], valid_size=0)
     >>> baseline = tv.baselines.LargerSingle().fit(adata[adata.obs["split"] == "train"])
     >>> pred = baseline.predict(["P01", "P02"])
@@ -99,9 +93,7 @@ class LargestChange(_FromSingles):
     Examples
     --------
     >>> import transverse as tv
-    >>> adata = tv.datasets.simulate_responses(
-    ...     n_contexts=1, n_context_groups=1, n_perturbations=2, n_doubles=1, n_genes=30
-    ... )
+    >>> adata = tv.datasets.simulate_responses(n_contexts=1, n_perturbations=2, n_doubles=1, n_genes=30)
     >>> tv.pp.split_responses(adata, by="combination", holdout=["P01+P02"], valid_size=0)
     >>> baseline = tv.baselines.LargestChange().fit(adata[adata.obs["split"] == "train"])
     >>> pred = baseline.predict(["P01", "P02"])

@@ -137,9 +137,7 @@ def prepare_norman(
 
     Other data, here simulated, whose first genes are called after the perturbations, with a double of one's own held out:
 
-    >>> raw = tv.datasets.simulate_responses(
-    ...     n_contexts=1, n_context_groups=1, n_perturbations=3, n_doubles=3, n_genes=100
-    ... )
+    >>> raw = tv.datasets.simulate_responses(n_contexts=1, n_perturbations=3, n_doubles=3, n_genes=100)
     >>> raw.var_names = ["P01", "P02", "P03", *raw.var_names[3:]]
     >>> adata = tv.datasets.prepare_norman(
     ...     raw,
@@ -299,7 +297,7 @@ def prepare_replogle(
 
     Other data, here simulated, whose first genes are called after the perturbations, with knock-downs of one's own held out:
 
-    >>> raw = tv.datasets.simulate_responses(n_contexts=1, n_context_groups=1, n_perturbations=4, n_genes=100)
+    >>> raw = tv.datasets.simulate_responses(n_contexts=1, n_perturbations=4, n_genes=100)
     >>> raw.var_names = ["P01", "P02", "P03", "P04", *raw.var_names[4:]]
     >>> k562 = tv.datasets.prepare_replogle(
     ...     raw,

@@ -26,7 +26,7 @@ from ._screen import numbered
 def simulate_responses(
     *,
     n_contexts: int = 4,
-    n_context_groups: int = 2,
+    n_context_groups: int | None = None,
     n_perturbations: int = 10,
     n_doubles: int = 0,
     n_genes: int = 500,
@@ -92,7 +92,7 @@ def simulate_responses(
         Cell types or lines, named C1, C2 and so on.
     n_context_groups
         Groups of contexts, neighbours in number, that are more alike in baseline and in effects; as many groups as
-        contexts leave every context on its own.
+        contexts leave every context on its own. By default two, or one for a single context.
     n_perturbations
         Single perturbations, named P01, P02 and so on.
     n_doubles
@@ -188,6 +188,8 @@ def simulate_responses(
     >>> adata.varm["true_effects"]["C1|P01"].shape
     (100,)
     """
+    if n_context_groups is None:
+        n_context_groups = 1 if n_contexts == 1 else 2
     params = check_parameters(dict(locals()))
     parts = "baseline shared group own pairs interaction doses missing genes cells counts".split()
     streams = np.random.SeedSequence(seed).spawn(len(parts))

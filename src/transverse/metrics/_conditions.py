@@ -15,7 +15,7 @@ from anndata import AnnData
 from scvi import settings
 
 from transverse._groups import GroupProfiles, find_groups, group_codes, group_profiles
-from transverse._validation import align_genes, check_finite, check_unique_var_names, examples
+from transverse._validation import align_genes, check_finite, check_unique_var_names, column_names, examples
 
 Cells = AnnData | np.ndarray | sp.spmatrix | sp.sparray | pd.DataFrame | pd.Series
 
@@ -174,7 +174,7 @@ def checked(
         for key in side_by:
             if key not in cells.obs:
                 argument = "context_key" if key == context_key else "perturbation_key"
-                raise KeyError(f"{argument}={key!r} is not in {name}.obs. Columns: {examples(cells.obs.columns, 20)}.")
+                raise KeyError(f"{argument}={key!r} is not in {name}.obs. Columns: {column_names(cells.obs)}.")
         if cells.n_obs == 0:
             raise ValueError(f"{name} has no cells.")
         group_codes(cells, side_by, name)

@@ -7,7 +7,7 @@ import pandas as pd
 from anndata import AnnData
 
 from transverse._groups import dense, group_codes, group_profiles
-from transverse._validation import check_finite, check_unique_var_names, examples
+from transverse._validation import check_finite, check_unique_var_names, column_names, examples
 
 from ._conditions import Cells, Score, as_anndata, on_genes_of_truth, tidy
 from ._profiles import profile_scores
@@ -103,7 +103,7 @@ def _matched(
     for name, adata in (("truth", truth), ("pred", pred)):
         for key in by:
             if key not in adata.obs:
-                raise KeyError(f"{key!r} is not in {name}.obs. Columns: {examples(adata.obs.columns, 20)}.")
+                raise KeyError(f"{key!r} is not in {name}.obs. Columns: {column_names(adata.obs)}.")
         if adata.n_obs == 0:
             raise ValueError(f"{name} has no signatures.")
         group_codes(adata, by, name)

@@ -86,9 +86,7 @@ def change_boxplot(
     Examples
     --------
     >>> import transverse as tv
-    >>> adata = tv.datasets.simulate_responses(
-    ...     n_contexts=1, n_context_groups=1, n_perturbations=2, n_doubles=1, n_genes=30
-    ... )
+    >>> adata = tv.datasets.simulate_responses(n_contexts=1, n_perturbations=2, n_doubles=1, n_genes=30)
     >>> tv.pp.split_responses(adata, by="combination", holdout=["P01+P02"], valid_size=0)
     >>> train, test = adata[adata.obs["split"] == "train"], adata[adata.obs["split"] == "test"]
     >>> is_control = test.obs["perturbation"] == "control"

@@ -19,17 +19,18 @@ from matplotlib.patheffects import Normal, Stroke
 COLORS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #56b4e9 #ca9161 #ece133 #fbafe4".split()
 GREY, DARK_GREY = "#e3e3e3", "#4d4d4d"
 MISSING = "missing"
+_NEUTRAL = {"unknown": DARK_GREY, MISSING: "#9a9a9a"}
 MEAN = {"marker": "D", "markersize": 4, "markerfacecolor": "white", "markeredgewidth": 1.2}
 
 
 def category_colors(categories: Sequence[str], palette: str | Sequence[str] | Mapping[str, str] | None = None) -> dict:
-    """Colour of each category; ``"unknown"`` and ``"missing"`` are dark grey unless a palette is given."""
+    """Colour of each category; ``"unknown"`` and ``"missing"`` are greys unless a palette is given."""
     if isinstance(palette, Mapping):
         palette = {str(category): value for category, value in palette.items()}
         if missing := [category for category in categories if category not in palette]:
             raise KeyError(f"palette has no colour for {missing[:5]}.")
         return palette
-    neutral = {c: DARK_GREY for c in categories if c in ("unknown", MISSING)} if palette is None else {}
+    neutral = {c: color for c, color in _NEUTRAL.items() if c in categories and palette is None}
     others = [category for category in categories if category not in neutral]
     if palette is None:
         choices = (COLORS, sc.pl.palettes.default_20, sc.pl.palettes.default_102)

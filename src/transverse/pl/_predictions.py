@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from transverse._groups import group_codes
-from transverse._validation import examples
+from transverse._validation import column_names, examples
 from transverse.metrics._conditions import Cells
 
 from ._tables import choose, in_order
@@ -39,7 +39,7 @@ def choose_predictions(
     wanted = {argument: (key, names) for argument, (key, names) in wanted.items() if key is not None}
     for argument, (key, _) in wanted.items():
         if key not in pred.obs:
-            raise KeyError(f"{argument}_key={key!r} is not in pred.obs. Columns: {examples(pred.obs.columns, 20)}.")
+            raise KeyError(f"{argument}_key={key!r} is not in pred.obs. Columns: {column_names(pred.obs)}.")
     keys, codes = group_codes(pred, [key for key, _ in wanted.values()], "pred")
     keep = np.ones(len(keys), dtype=bool)
     for argument, (key, names) in wanted.items():

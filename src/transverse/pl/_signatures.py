@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from transverse._groups import group_codes, group_profiles
-from transverse._validation import check_finite, check_unique_var_names, examples
+from transverse._validation import check_finite, check_unique_var_names, column_names, examples
 from transverse.metrics import signature_scores
 from transverse.metrics._conditions import on_genes_of_truth
 
@@ -65,7 +65,7 @@ def match_signatures(
     for name, adata in given.items():
         for argument, key in columns.items():
             if key not in adata.obs:
-                found = examples(adata.obs.columns, 20)
+                found = column_names(adata.obs)
                 raise KeyError(f"{argument}_key={key!r} is not in {name}.obs. Columns: {found}.")
         if adata.n_obs == 0:
             raise ValueError(f"{name} has no signatures.")

@@ -11,7 +11,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba_array
 
-from transverse._validation import examples
+from transverse._validation import column_names
 
 from ._figure import GREY, MISSING, category_colors, check_axes, finish, panels
 from ._tables import check_no_missing, in_order
@@ -49,7 +49,7 @@ def species_umap(
         used otherwise.
     palette
         Colours of the categories: a mapping, a list, or the name of a colormap. By default nine that colour-blind
-        readers can tell apart, and scanpy's for more categories; ``"unknown"`` and missing labels are dark grey.
+        readers can tell apart, and scanpy's for more categories; ``"unknown"`` is dark grey, a missing label a lighter one.
     size
         Size of the points, in square points; by default smaller for more cells.
     random_state
@@ -128,7 +128,7 @@ def _by_species(adata: AnnData, species_key: str | None) -> dict[str, AnnData]:
     if species_key is None:
         return {"adatas": adata}
     if species_key not in adata.obs:
-        raise KeyError(f"species_key={species_key!r} is not in adatas.obs. Columns: {examples(adata.obs.columns, 20)}.")
+        raise KeyError(f"species_key={species_key!r} is not in adatas.obs. Columns: {column_names(adata.obs)}.")
     check_no_missing(adata.obs, species_key, "adatas.obs")
     of_cell = adata.obs[species_key]
     return {str(name): adata[(of_cell == name).to_numpy(dtype=bool)] for name in in_order(of_cell)}
@@ -148,7 +148,7 @@ def _checked_labels(
             raise KeyError(f"color names no column for {name!r}. It has: {list(color)}.")
         column = color if isinstance(color, str) else color[name]
         if column not in adata.obs:
-            raise KeyError(f"color={column!r} is not in the .obs of {name!r}. Columns: {list(adata.obs)}.")
+            raise KeyError(f"color={column!r} is not in the .obs of {name!r}. Columns: {column_names(adata.obs)}.")
         if pd.api.types.is_float_dtype(adata.obs[column]):
             raise ValueError(f"color={column!r} of {name!r} must hold categories, but holds numbers.")
         values = adata.obs[column].astype("category").cat.remove_unused_categories()

@@ -125,7 +125,7 @@ def _gene_names(data: AnnData | Sequence[str] | pd.Index, side: str) -> pd.Index
         repeated = names[names.duplicated()].unique()
         raise ValueError(
             f"The gene names of {side} must be unique, but these are repeated: {examples(repeated)}. "
-            "Make them unique, for example with `adata.var_names_make_unique()`."
+            "Make them unique, for example with `adata.var_names_make_unique()`, which renames all but the first of each; Ensembl ids as names lose none."
         )
     return names
 

@@ -63,7 +63,7 @@ def read_orthologs(
     *,
     context_species: str | int | None = None,
     target_species: str | int | None = None,
-    gene_id: GeneId = "symbol",
+    gene_id: GeneId | tuple[GeneId, GeneId] = "symbol",
 ) -> pd.DataFrame:
     r"""Read an orthologue table.
 
@@ -88,7 +88,8 @@ def read_orthologs(
         name the species that was queried: where its stable ids do not tell it either, a name that no other column
         carries stands for it.
     gene_id
-        Which identifier to take. Two plain columns are taken as they are.
+        Which identifier to take: of both species, or of the context's and the target's. Two plain columns are taken as they
+        are.
 
     Returns
     -------
@@ -119,11 +120,14 @@ def read_orthologs(
     >>> table.to_numpy().tolist()
     [['Cd3e', 'CD3E', 2.0], ['Lyz2', 'LYZ', 1.0]]
     """
-    if gene_id not in get_args(GeneId):
-        raise ValueError(f"gene_id must be one of {', '.join(get_args(GeneId))}, but got {gene_id!r}.")
+    gene_ids = (gene_id, gene_id) if isinstance(gene_id, str) else tuple(gene_id)
+    if len(gene_ids) != 2 or not set(gene_ids) <= set(get_args(GeneId)):
+        raise ValueError(
+            f"gene_id must be one of {', '.join(get_args(GeneId))}, or a pair of them, but got {gene_id!r}."
+        )
     table = _recognise(*_read_strings(path), path)
     context, target = _choose_species(table, context_species, target_species, path)
-    return _pairs(table, context, target, gene_id, path)
+    return _pairs(table, context, target, gene_ids, path)
 
 
 @dataclass
@@ -272,19 +276,21 @@ def _choose_species(
     return first, second
 
 
-def _pairs(table: _Table, context: str, target: str, gene_id: str, path: object) -> pd.DataFrame:
-    for species in (context, target):
+def _pairs(table: _Table, context: str, target: str, gene_ids: tuple[str, str], path: object) -> pd.DataFrame:
+    for species, gene_id in zip((context, target), gene_ids, strict=True):
         if gene_id not in table.columns[species]:
             raise ValueError(
                 f"{path} has no gene_id={gene_id!r} for {_label(species)}; it has: "
                 f"{examples(table.columns[species])}. Choose another gene_id= or export that column too."
             )
     rows = table.rows
-    columns = [table.columns[context][gene_id], table.columns[target][gene_id]]
+    columns = [table.columns[context][gene_ids[0]], table.columns[target][gene_ids[1]]]
     if table.layout == "long":
-        sides = [rows.loc[rows["taxid"] == species, ["hid", gene_id]] for species in (context, target)]
-        rows = sides[0].merge(sides[1], on="hid", suffixes=("_context", "_target"))
-        columns = [f"{gene_id}_context", f"{gene_id}_target"]
+        sides = [
+            rows.loc[rows["taxid"] == species, ["hid", column]].rename(columns={column: side})
+            for side, species, column in zip(("context", "target"), (context, target), columns, strict=True)
+        ]
+        rows, columns = sides[0].merge(sides[1], on="hid"), ["context", "target"]
     elif table.layout == "hcop_all":
         taxids = set(rows["ortholog_species"])
         others = [species for species in (context, target) if species in taxids]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from transverse._validation import check_obs_key, examples
+from transverse._validation import check_obs_key, column_names, examples
 
 from ._perturbations import clean, parts
 
@@ -102,7 +102,7 @@ class Design:
 def labels(adata: AnnData, key: str, argument: str, hint: str = "") -> tuple[np.ndarray, list[str]]:
     """A column as codes and names (as text, sorted); refuses missing columns and values."""
     if hint and key not in adata.obs:
-        raise KeyError(f"{argument}={key!r} is not in adata.obs. Columns: {examples(adata.obs.columns, 20)}. {hint}")
+        raise KeyError(f"{argument}={key!r} is not in adata.obs. Columns: {column_names(adata.obs)}. {hint}")
     check_obs_key(adata, key, argument)
     column = adata.obs[key]
     if (missing := column.isna().to_numpy()).any():

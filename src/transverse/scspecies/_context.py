@@ -17,7 +17,7 @@ from scvi.model.base import BaseModelClass
 from scvi.module import VAE
 
 from transverse._compat import REGISTRY_KEYS, registered_layer, scvi_data_manager
-from transverse._validation import align_genes, check_counts, check_obs_key, examples, iter_rows
+from transverse._validation import align_genes, check_counts, check_obs_key, column_names, examples, iter_rows
 from transverse.nn import encoder_linear_inputs
 
 from ._module import ScSpeciesVAE
@@ -146,7 +146,7 @@ def resolve_labels_keys(model: SCVI, labels_key: str | Sequence[str] | None) -> 
         if registered not in model.adata.obs or registered.startswith("_scvi"):
             raise ValueError(
                 "labels_key is needed: the column of the context's .obs with the labels to transfer. "
-                f"Columns: {', '.join(map(repr, model.adata.obs.columns))}."
+                f"Columns: {column_names(model.adata.obs)}."
             )
         return [registered]
     keys = [labels_key] if isinstance(labels_key, str) else list(labels_key)

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy.stats import false_discovery_control
 
 from transverse._groups import dense
-from transverse._validation import examples
+from transverse._validation import column_names, examples
 
 Metric = Literal["pearson", "cosine"]
 Null = Literal["labels", "entries"]
@@ -298,7 +298,7 @@ def _read(
     if not isinstance(reactome, AnnData):
         raise TypeError(f"reactome must be an AnnData, as tl.reactome returns it, but got {type(reactome).__name__}.")
     if "species" not in reactome.obs:
-        raise KeyError(f"reactome.obs has no column 'species'. Columns: {examples(reactome.obs.columns, 20)}.")
+        raise KeyError(f"reactome.obs has no column 'species'. Columns: {column_names(reactome.obs)}.")
     of_gene = reactome.obs["species"].astype(str)
     values, genes = [], []
     for argument, name in zip(("source", "target"), species, strict=True):
