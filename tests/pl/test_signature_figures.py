@@ -527,6 +527,7 @@ def data_of(axes):
 
 
 @FUNCTIONS
+@pytest.mark.usefixtures("no_layout")
 def test_choice_of_signatures(sides, function):
     truth, pred, baseline = sides
     chosen = pred.obs["perturbation"].isin(NAMES) & (pred.obs["cell_type"] == "C1")
@@ -606,7 +607,14 @@ def test_bad_input(sides, function):
         draw(function, sides, ax=plt.subplots(1, 3)[1])
 
 
+@pytest.fixture
+def no_layout(monkeypatch):
+    """To lay a figure out is most of the time, and does not change what is drawn in it."""
+    monkeypatch.setattr("transverse.pl._fit._lay_out", lambda figure: None)
+
+
 @FUNCTIONS
+@pytest.mark.usefixtures("no_layout")
 @pytest.mark.parametrize("kind", ["layer", "sparse", "view", "backed", "replicates"])
 def test_forms_of_signatures_are_alike(sides, function, kind, tmp_path):
     truth, pred, baseline = (side.copy() for side in sides)

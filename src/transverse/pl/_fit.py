@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
 from ._figure import root
@@ -21,11 +22,20 @@ def settle(axes: Sequence[Axes]) -> None:
     """Lay the figure out until the axes stay where they are: a constrained layout takes several passes."""
     before = None
     for _ in range(6):
-        root(axes[0]).draw_without_rendering()
+        _lay_out(root(axes[0]))
         bounds = np.array([ax.get_window_extent().bounds for ax in axes])
         if before is not None and np.abs(bounds - before).max() < 0.5:
             return
         before = bounds
+
+
+def _lay_out(figure: Figure) -> None:
+    """What a drawing does to the axes of a figure before it draws them, which takes most of the time."""
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+    for ax in figure.axes:
+        locator = ax.get_axes_locator()
+        ax.apply_aspect(locator(ax, None) if locator else None)
 
 
 def fit_titles(axes: Sequence[Axes]) -> None:
