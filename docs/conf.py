@@ -136,13 +136,10 @@ TUTORIALS = {
 
 
 def write_tutorials(path: Path) -> None:
-    """A table of questions and notebooks."""
-    rows = [
-        f"| {question} | {{doc}}`/tutorials/{name}` |"
-        for name, question in TUTORIALS.items()
-        if (HERE.parent / "tutorials" / f"{name}.ipynb").is_file()
-    ]
-    path.write_text("\n".join(["| Question | Notebook |", "|---|---|", *rows, ""]))
+    """A table of questions and notebooks, which are the pages' order as well."""
+    rows = [f"| {question} | {{doc}}`/tutorials/{name}` |" for name, question in TUTORIALS.items()]
+    tree = ["```{toctree}", ":hidden:", "", *(f"/tutorials/{name}" for name in TUTORIALS), "```"]
+    path.write_text("\n".join(["| Question | Notebook |", "|---|---|", *rows, "", *tree, ""]))
 
 
 def generate(app) -> None:

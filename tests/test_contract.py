@@ -290,6 +290,7 @@ def test_training_goes_on_after_loading(case, model, saved):
     assert not same_weights(loaded, model)
 
 
+@pytest.mark.slow
 def test_load_in_another_process(tmp_path):
     """All models in one, which takes its time to start."""
     for name, case in CASES.items():
@@ -307,6 +308,7 @@ def test_load_in_another_process(tmp_path):
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_package_needs_no_network():
     """Neither at import nor in the smallest use."""
     script = (

@@ -28,6 +28,7 @@ def model(case):
     return case.trained()
 
 
+@pytest.mark.slow
 def test_data_to_train_on(case):
     @settings(max_examples=N_EXAMPLES)
     @given(several, seeds)

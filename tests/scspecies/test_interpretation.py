@@ -30,6 +30,7 @@ def test_planted_markers_have_the_highest_relevance(model, species):
             assert part["rank"][markers].mean() < part["rank"][~markers].mean()
 
 
+@pytest.mark.slow
 def test_one_planted_gene_ranks_first(species):
     mouse, human = species[0].copy(), species[1].copy()
     orthologs = human.uns["orthologs"].drop_duplicates("context", keep=False).drop_duplicates("target", keep=False)

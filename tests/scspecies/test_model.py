@@ -539,6 +539,7 @@ def test_load_without_data(model, species, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_load_in_another_process(model, species, tmp_path):
     model.save(tmp_path / "model")
     human = species[1].copy()

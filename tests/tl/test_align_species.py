@@ -49,6 +49,7 @@ def aligned(data):
     return mdata, alignment
 
 
+@pytest.mark.slow
 def test_species_meet_in_the_context(data, aligned):
     shared = [set(data[name].var["ortholog"]) - {""} for name in ("human", "hamster")]
     assert 0 < len(set.intersection(*shared)) < 0.05 * data["human"].n_vars

@@ -399,6 +399,7 @@ def sure_reference():
     return model
 
 
+@pytest.mark.slow
 def test_new_classes_are_learnt_in_the_stage_of_samples():
     """Beside the old ones, of which there are samples too."""
     _, adata = whole()
