@@ -8,6 +8,8 @@ from datetime import date
 from pathlib import Path
 from types import ModuleType
 
+from sphinx.ext.napoleon.docstring import NumpyDocstring
+
 import transverse
 
 HERE = Path(__file__).parent
@@ -150,6 +152,17 @@ def generate(app) -> None:
     folder = HERE / "_generated"
     draw_benchmarks(folder)
     write_tutorials(folder / "tutorials.md")
+
+
+def prose_returns(docstring: NumpyDocstring, section: str) -> list[str]:
+    """``Returns`` as it is written: napoleon takes what stands before a colon or a parenthesis for a name and a type."""
+    lines = docstring._dedent(docstring._consume_to_next_section())
+    if lines[:1] == [":"]:  # what sphinx-autodoc-typehints puts first
+        del lines[0]
+    return [*docstring._format_block(":returns: ", lines), ""]
+
+
+NumpyDocstring._parse_returns_section = prose_returns
 
 
 def setup(app):

@@ -105,13 +105,14 @@ def prepare_norman(
 
     Returns
     -------
-    :class:`~anndata.AnnData`
-        A new one, kept cells x chosen genes in the order that they had, without other layers. ``X``:
-        log-normalised as given, float32. ``obs["perturbation"]`` (``"CEBPB+FOSB"``, ``"KLF1"``, ``"control"``),
-        ``obs["cell_type"]`` and ``obs["split"]``, which is train, valid or test, categorical, and the columns
-        that there were. One that bears such a name and differs is kept as, say, ``"cell_type_original"``.
-        ``var``: as it was, and ``perturbed`` and ``highly_variable``. ``uns["recipe"]``: the settings, and the
-        doubles of the test (``holdout``) and, if any, of validation (``valid``).
+    A new AnnData of the kept cells and the chosen genes, in the order that they had, without other layers:
+
+    - ``X``: log-normalised as given, float32.
+    - ``obs``: ``perturbation`` (``"CEBPB+FOSB"``, ``"KLF1"``, ``"control"``), ``cell_type`` and ``split``, which is train,
+      valid or test, categorical; and the columns that there were. One that bears such a name and differs is kept
+      as, say, ``"cell_type_original"``.
+    - ``var``: as it was, and ``perturbed`` and ``highly_variable``.
+    - ``uns["recipe"]``: the settings, and the doubles of the test (``holdout``) and, if any, of validation (``valid``).
 
     Raises
     ------
@@ -262,14 +263,15 @@ def prepare_replogle(
 
     Returns
     -------
-    :class:`~anndata.AnnData`
-        A new one, kept cells x chosen genes in the order that they had, without other layers. ``X``:
-        log-normalised as given, float32. ``obs["perturbation"]`` (``"SARS"``, ``"control"``),
-        ``obs["cell_type"]`` (`line`) and ``obs["split"]``, which is train, valid or test, categorical, and the
-        columns that there were. One that bears such a name and differs is kept as, say,
-        ``"cell_type_original"``. ``var``: as it was, and ``perturbed`` and ``highly_variable``.
-        ``uns["recipe"]``: the settings, and the knock-downs of the test (``holdout``), of validation
-        (``valid``) and those left out (``not_measured``), if any.
+    A new AnnData of the kept cells and the chosen genes, in the order that they had, without other layers:
+
+    - ``X``: log-normalised as given, float32.
+    - ``obs``: ``perturbation`` (``"SARS"``, ``"control"``), ``cell_type`` (`line`) and ``split``, which is train, valid or
+      test, categorical; and the columns that there were. One that bears such a name and differs is kept as, say,
+      ``"cell_type_original"``.
+    - ``var``: as it was, and ``perturbed`` and ``highly_variable``.
+    - ``uns["recipe"]``: the settings, and the knock-downs of the test (``holdout``), of validation (``valid``) and those
+      left out (``not_measured``), if any.
 
     Raises
     ------

@@ -123,13 +123,15 @@ def prepare_sciplex(
 
     Returns
     -------
-    :class:`~anndata.AnnData`
-        A new one, kept cells x chosen genes in the order that they had, without other layers. ``X``:
-        log-normalised, float32; ``layers["counts"]``: the counts of these genes. ``obs["perturbation"]``
-        (``"control"`` for the vehicle), ``obs["cell_type"]`` and ``obs["split"]``, which is train, valid or
-        test, categorical, and the columns that there were. One that bears such a name and differs is kept as,
-        say, ``"perturbation_original"``. ``var``: as it was, and ``highly_variable``. ``uns["recipe"]``: the
-        settings, and the drugs of the test (``holdout``) and, if any, of validation (``valid``).
+    A new AnnData of the kept cells and the chosen genes, in the order that they had, without other layers:
+
+    - ``X``: log-normalised, float32.
+    - ``layers["counts"]``: the counts of these genes.
+    - ``obs``: ``perturbation`` (``"control"`` for the vehicle), ``cell_type`` and ``split``, which is train, valid or test,
+      categorical; and the columns that there were. One that bears such a name and differs is kept as, say,
+      ``"perturbation_original"``.
+    - ``var``: as it was, and ``highly_variable``.
+    - ``uns["recipe"]``: the settings, and the drugs of the test (``holdout``) and, if any, of validation (``valid``).
 
     Raises
     ------
