@@ -55,9 +55,9 @@ def simulate_reactomes(
 
     .. math::
 
-        x_{ig} \sim \mathrm{NB}\left(\ell_i \rho_{ig}, \theta_g\right), \qquad
-        \rho_{i} = \mathrm{softmax}_g\left(\beta_g + H_{go} + \delta_{gok} + \alpha_{ag}\right), \qquad
-        \delta_{gok} = s_g \sum_m L_{gm} R_{mok},
+        x_{ig} &\sim \mathrm{NB}\left(\ell_i \rho_{ig}, \theta_g\right), \\
+        \rho_{i} &= \mathrm{softmax}_g\left(\beta_g + H_{go} + \delta_{gok} + \alpha_{ag}\right), \\
+        \delta_{gok} &= s_g \sum_m L_{gm} R_{mok},
 
     where :math:`\beta` is the baseline, :math:`H` the organ profile (as :math:`\delta` a sum over modules of its own),
     :math:`s_g \geq 0` the strength of a gene's response, :math:`L_g` its loadings (of length one) on the response

@@ -208,7 +208,7 @@ class ScSpeciesVAE(VAE):
         r"""Negative evidence lower bound plus the alignment term (equation 21).
 
         .. math::
-            L = \frac1B \sum_j \left[ -\log p(x_j \mid z_j, \ell_j, s_j) + \beta\,KL_z + KL_\ell \right]
+            L = \frac1B \sum_j \left[ -\log p(x_j \mid z_j, \ell_j, s_j) + \beta\,\mathrm{KL}_z + \mathrm{KL}_\ell \right]
             + \eta \frac{1}{|J|} \sum_{j \in J} \lVert t_j - t_C^{(i^*_j)} \rVert^2
         """
         x = tensors[REGISTRY_KEYS.X_KEY]

@@ -56,9 +56,9 @@ def reactome(
     the same species and organ,
 
     .. math::
-        \Delta_{gok} = \bar y_{g, T_{ok}} - \bar y_{g, C_o}, \qquad
-        \mathrm{SE}_{gok} = \sqrt{s^2_{g, T_{ok}} / |T_{ok}| + s^2_{g, C_o} / |C_o|}, \qquad
-        y_{ig} = \log\Bigl(1 + S\, x_{ig} \Big/ \sum\nolimits_{g'} x_{ig'}\Bigr),
+        \Delta_{gok} &= \bar y_{g, T_{ok}} - \bar y_{g, C_o}, \\
+        \mathrm{SE}_{gok} &= \sqrt{s^2_{g, T_{ok}} / |T_{ok}| + s^2_{g, C_o} / |C_o|}, \\
+        y_{ig} &= \log\Bigl(1 + S\, x_{ig} \Big/ \sum\nolimits_{g'} x_{ig'}\Bigr),
 
     where :math:`\bar y` and :math:`s^2` are mean and variance over samples, :math:`x` are counts, and the sum is over the
     genes of the species. The paper has the entries, 10 organs x 3 drugs, but gives no formula: this one is ours, and so is

@@ -32,9 +32,9 @@ class ExperimentMixin:
 
         .. math::
 
-            \mathrm{cov}[(s,o,k), (s',o',k')] = (v_a [k{=}k'] + v_b [o{=}o'] + v_c [o{=}o', k{=}k'])
-                \cdot \begin{cases} 1 & s = s' \\ q & s \ne s' \end{cases}, \qquad
-            q = \frac{2 + n}{10 + n},
+            \mathrm{cov}[(s,o,k), (s',o',k')] &= (v_a [k{=}k'] + v_b [o{=}o'] + v_c [o{=}o', k{=}k'])
+                \cdot \begin{cases} 1 & s = s' \\ q & s \ne s' \end{cases}, \\
+            q &= \frac{2 + n}{10 + n},
 
         with the number :math:`n` of organs and drugs that were measured in more than one species: the more, the less ambiguous the
         map. Given what was measured, with the variance :math:`v_n` of noise, the experiment is chosen after which the least
