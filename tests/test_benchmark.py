@@ -146,6 +146,7 @@ def test_only_baselines_that_fit_are_run(cells, run):
         tv.benchmark(cells, baselines={"additive": tv.baselines.Additive()})
 
 
+@pytest.mark.slow
 def test_additive_and_mean_shift_are_exact_where_they_must_be():
     adata = simulate_responses(n_contexts=3, n_doubles=3, specific_share=0, interaction=0, **SMALL)
     options = {"layer": "expected", "identical_cells": "ignore"}
@@ -161,6 +162,7 @@ def test_additive_and_mean_shift_are_exact_where_they_must_be():
     assert score(table, "split half", "r2", of="change", genes="all")["mean"] == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_can_be_predicted_where_nothing_happens():
     adata = simulate_responses(n_contexts=3, effect_sd=1e-9, **(SMALL | {"n_control_cells_per_context": 40}))
     table = tv.benchmark(adata, splits=tv.pp.leave_out(adata, by="context"), seeds=range(2), n_ceiling_splits=3)

@@ -84,6 +84,7 @@ def same(one, other):
 # ---- Ctrl-C
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 7])
 def test_ctrl_c_leaves_a_usable_model_and_says_where(case, step, tmp_path):
     model = case.model()
@@ -184,6 +185,7 @@ def test_a_file_makes_no_difference(case, unbroken, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 1.0])
 def test_a_training_goes_on_to_the_same_result(case, unbroken, counter, share, tmp_path):
     path = tmp_path / "run.ckpt"

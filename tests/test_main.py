@@ -245,6 +245,7 @@ def test_own_files_without_known_labels(files, tmp_path, capsys):
     assert "accuracy " not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_counts_elsewhere(files, tmp_path, capsys):
     """In a layer, or in raw with more genes; the message for normalised values says how to name the place."""
     mouse, human = (ad.read_h5ad(files / f"{name}.h5ad") for name in ("mouse", "human"))
@@ -269,6 +270,7 @@ def test_counts_elsewhere(files, tmp_path, capsys):
         assert "needs --context and --target" in refused([argument, "raw"], capsys)
 
 
+@pytest.mark.slow
 def test_identifiers_of_the_data_are_looked_up_in_the_table(files, tmp_path, capsys):
     """BioMart has symbols and Ensembl ids; the data of both species have ids, with versions or without."""
     mouse, human = (ad.read_h5ad(files / f"{name}.h5ad") for name in ("mouse", "human"))

@@ -301,6 +301,7 @@ TO_SHARED = {
 }
 
 
+@pytest.mark.slow
 def test_mouse_immune_cells_to_human_blood(real_data_dir):
     mouse = ad.read_h5ad(real_data_dir / "mouse_immune.h5ad")
     human = ad.read_h5ad(real_data_dir / "human_pbmc.h5ad")

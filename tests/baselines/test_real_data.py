@@ -64,6 +64,7 @@ def test_shared_controls_make_noise_look_like_skill(real_data_dir):
     assert abs(pearson["apart"]) < 0.15
 
 
+@pytest.mark.slow
 def test_signatures_of_a_held_out_line(real_data_dir):
     adata = tv.datasets.read_gctx(real_data_dir / "l1000_modz.gctx")
     splits = tv.pp.leave_out(adata, by="context", control=None, delimiter=None)

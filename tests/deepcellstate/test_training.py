@@ -519,6 +519,7 @@ def test_a_trained_model_starts_again_from_its_weights(sig):
 # ---- planted truth
 
 
+@pytest.mark.slow
 def test_it_learns_what_cell_types_do_with_a_drug():
     adata = tv.datasets.simulate_signatures(n_drugs=300, n_cell_types=2, n_genes=50, n_mechanisms=15, n_latent=4)
     drugs = adata.obs["perturbation"].cat.categories

@@ -219,6 +219,7 @@ def test_tracking_leaves_training_as_it_is(species, context):
 # ---- alignment of the latent variables themselves
 
 
+@pytest.mark.slow
 def test_alignment_in_the_latent_space(species, context):
     scvi.settings.seed = 0
     model = build(context, species[1], alignment="latent")

@@ -39,6 +39,7 @@ def test_both_species_share_one_latent_space(model, species):
     assert classifier.score(latent, species[1].obs["cell_type"].astype(str)) > 0.85
 
 
+@pytest.mark.slow
 def test_alignment_is_what_brings_the_species_together(context, species):
     scvi.settings.seed = 0
     model = build(context, species[1])
@@ -449,6 +450,7 @@ def test_unknown_and_key_added(context, species):
     np.testing.assert_array_equal((automatic["label"] == "unknown"), plain["novelty"] > 2.4)
 
 
+@pytest.mark.slow
 def test_novel_cells_have_high_novelty_and_low_confidence():
     data = tv.datasets.simulate_species("tiny", target_only_types=1, seed=2)
     mouse, human = data["mouse"], data["human"]
@@ -592,6 +594,7 @@ def test_sparse_dense_integer_and_backed_data_give_the_same(context, model, spec
         assert (labels["label"] == expected["label"]).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_all_calls_are_the_same_from_a_file(model, species, tmp_path):
     for adata, name in zip(species, ("mouse", "human"), strict=True):
         shuffled = adata[:, np.random.default_rng(0).permutation(adata.n_vars)].copy()

@@ -297,6 +297,7 @@ def test_a_new_drug_is_measured_where_it_was_given():
             assert np.isnan(found[names, f"{organ}|drug B"].layers["measured"]).all()
 
 
+@pytest.mark.slow
 def test_a_new_drug_from_few_samples():
     """Of one organ, it is told in others, and not before."""
     data, _ = whole()
@@ -481,6 +482,7 @@ def test_what_the_reference_was_trained_on_is_remembered():
         first.predict("rat", "brain", "drug A")
 
 
+@pytest.mark.slow
 def test_held_out_conditions_of_the_query():
     """Neither features nor what is remembered have them, whatever their values."""
     query = query_data("all")
@@ -596,6 +598,7 @@ def test_one_extension_after_the_other():
     np.testing.assert_array_equal(model.features_[:n][there], first.features_[there])
 
 
+@pytest.mark.slow
 def test_training_goes_on():
     model = extend(reference(), query_data("all"), max_epochs=1)
     model.train(max_epochs=1, n_tokens=40, **QUIET)

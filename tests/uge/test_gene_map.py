@@ -308,6 +308,7 @@ def test_vectors_say_what_genes_do(trained):
 # ---- planted counterparts
 
 
+@pytest.mark.slow
 def test_planted_counterparts():
     """Also where a gene of the same name does something else, and more than by raw reactomes."""
     data, model, _ = planted()

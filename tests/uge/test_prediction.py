@@ -357,6 +357,7 @@ def assert_nothing_differs(one, other):
     assert [key for key in one if not same(one[key], other[key])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "training",
     [

@@ -219,6 +219,7 @@ def test_validation_without_early_stopping(stacked):
     assert np.isfinite(recorder.logged[-1]["validation_loss"])
 
 
+@pytest.mark.slow
 def test_validation_of_few_samples_at_a_time(stacked):
     _, recorder = fit(stacked, stages=["samples"], batch_size=1, early_stopping=True)
     assert np.isfinite(recorder.logged[-1]["validation_loss"])
