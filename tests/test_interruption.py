@@ -179,10 +179,11 @@ def test_errors_of_the_users_pass_as_they_are(case):
 # ---- going on
 
 
-def test_a_file_makes_no_difference(case, unbroken, tmp_path):
+def test_a_file_makes_no_difference(case, unbroken, tmp_path, caplog):
     model = case.trained(epochs=N_EPOCHS, checkpoint_path=tmp_path / "run.ckpt", **OPTIONS[case.name])
     assert same(weights(model), weights(unbroken))
     assert not list(tmp_path.iterdir())
+    assert not [record for record in caplog.records if "weights_only" in record.getMessage()]  # at every epoch
 
 
 @pytest.mark.slow
