@@ -74,7 +74,26 @@ def test_missing_values_are_blank_and_not_marked(matrix):
     assert (1, 0) not in [(i, j) for i, j, _ in marks(axes)]
 
 
+@pytest.mark.parametrize(
+    ("limits", "expected", "extend"),
+    [
+        ({}, (0.0, 0.95), "neither"),
+        ({"vmin": 0.5}, (0.5, 0.95), "min"),
+        ({"vmax": 0.5}, (0.0, 0.5), "max"),
+        ({"vmin": 0.2, "vmax": 0.6}, (0.2, 0.6), "both"),
+        ({"vmin": -1, "vmax": 1}, (-1, 1), "neither"),
+    ],
+)
+def test_limits_of_the_colours(matrix, limits, expected, extend):
+    image = draw(matrix, **limits).images[0]
+    assert image.get_clim() == pytest.approx(expected)
+    assert image.colorbar.extend == extend
+
+
 def test_errors(matrix):
+    for limits in ({"vmin": 2}, {"vmax": -1}, {"vmin": 0.5, "vmax": 0.5}, {"vmin": np.nan}, {"vmax": np.inf}):
+        with pytest.raises(ValueError, match="must be below vmax=.*, and both finite"):
+            draw(matrix, **limits)
     with pytest.raises(TypeError, match="matrix must be a pandas.DataFrame, but got ndarray"):
         draw(matrix.to_numpy())
     with pytest.raises(ValueError, match="matrix is empty"):

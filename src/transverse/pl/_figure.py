@@ -89,6 +89,7 @@ def draw_matrix(
     label: str,
     vmin: float | None = None,
     vmax: float | None = None,
+    extend: Literal["neither", "min", "max", "both"] = "neither",
 ) -> None:
     """A matrix in colours with its row and column names, a text in each cell, and a colour bar."""
     values = matrix.to_numpy(dtype=float)
@@ -107,7 +108,7 @@ def draw_matrix(
         dark = alpha * (rgba[..., :3] @ (0.299, 0.587, 0.114)) + 1 - alpha < 0.5
         for (i, j), is_dark in np.ndenumerate(dark):
             ax.text(j, i, texts[i][j], ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
-    ax.figure.colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.03)
+    ax.figure.colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.03, extend=extend)
 
 
 def mark_cell(ax: Axes, i: int, j: int, *, width: float = 2.0, inset: tuple[float, float] = (0.07, 0.07)) -> None:

@@ -17,6 +17,8 @@ def similarity_heatmap(
     matrix: pd.DataFrame,
     *,
     mark_top: int = 2,
+    vmin: float | None = None,
+    vmax: float | None = None,
     cmap: str = "Blues",
     ax: Axes | None = None,
     show: bool | None = None,
@@ -32,6 +34,9 @@ def similarity_heatmap(
     mark_top
         How many of each row's highest similarities to mark: the best with a bold border and number, the others with a
         thin border.
+    vmin, vmax
+        Ends of the colour scale; by default the lowest and the highest similarity. One pair that is very unlike can take most
+        of the scale: set ``vmin`` then.
     cmap
         Colormap.
     ax
@@ -48,7 +53,8 @@ def similarity_heatmap(
     Raises
     ------
     ValueError
-        If the matrix is empty, holds something else than finite or missing numbers, or ``mark_top`` is negative.
+        If the matrix is empty, holds something else than finite or missing numbers, ``mark_top`` is negative, or ``vmin``
+        is not below ``vmax``.
 
     Examples
     --------
@@ -66,10 +72,16 @@ def similarity_heatmap(
         raise ValueError("matrix must hold finite numbers; single ones may be missing, but none may be infinite.")
     if mark_top < 0:
         raise ValueError(f"mark_top={mark_top} must not be negative.")
+    lowest, highest = np.nanmin(values), np.nanmax(values)
+    low, high = lowest if vmin is None else vmin, highest if vmax is None else vmax
+    # without limits of the user's, all values may be the same
+    if (vmin is not None or vmax is not None) and not (np.isfinite([low, high]).all() and low < high):
+        raise ValueError(f"vmin={low:g} must be below vmax={high:g}, and both finite.")
 
+    extend = {0: "neither", 1: "min", 2: "max", 3: "both"}[(lowest < low) + 2 * (highest > high)]
     panel = panels(ax, 1, "matrix", size=matrix_size(matrix))[0]
     texts = _texts(values) if max(matrix.shape) <= _MOST_WITH_NUMBERS else None
-    draw_matrix(panel, matrix, texts, cmap=cmap, label="similarity")
+    draw_matrix(panel, matrix, texts, cmap=cmap, label="similarity", vmin=low, vmax=high, extend=extend)
     for i, row in enumerate(values):
         order = np.argsort(-row, kind="stable")[:mark_top]  # missing ones are sorted to the end
         for rank, j in enumerate(order[~np.isnan(row[order])]):
